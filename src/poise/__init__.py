@@ -1,0 +1,1 @@
+"""poise: from noise to poise. Diffusion models and diffusion policies for robots."""

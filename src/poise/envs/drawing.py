@@ -1,0 +1,154 @@
+"""Pictures of the navigation world: flat colours, no axes, no global matplotlib state.
+
+Sizes are in metres of the world throughout, so that a picture looks the same at any resolution.
+"""
+
+from functools import lru_cache
+from typing import Final, Protocol
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_rgb, to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, FancyBboxPatch
+from matplotlib.typing import ColorType
+from numpy.typing import NDArray
+
+WALL: Final = "#d5dae3"
+FLOOR: Final = "#f8f9fb"
+OBSTACLE: Final = "#39445a"
+SHADOW: Final = "#dfe3ea"
+START: Final = "#3b82f6"
+GOAL: Final = "#10b981"
+ROBOT: Final = "#2563eb"
+PLAN: Final = "#f59e0b"
+
+MARGIN: Final = 0.05  # m, the drawn thickness of the wall
+GOAL_RING: Final = 0.06  # m
+
+Floats = NDArray[np.float64]
+
+
+class Scene(Protocol):
+    """What a drawing reads of a map; `poise.envs.navigate.Map` describes the fields."""
+
+    @property
+    def obstacles(self) -> tuple[tuple[float, float, float], ...]:
+        """Discs as (x, y, radius) in metres."""
+
+    @property
+    def start(self) -> tuple[float, float, float, float]:
+        """The start box (x_min, y_min, x_max, y_max) in metres."""
+
+    @property
+    def goal(self) -> tuple[float, float, float, float]:
+        """The goal box, likewise."""
+
+    @property
+    def half_width(self) -> float:
+        """Half the width of the arena in metres."""
+
+    @property
+    def half_height(self) -> float:
+        """Half the height of the arena in metres."""
+
+    @property
+    def robot_radius(self) -> float:
+        """Radius of the robot in metres."""
+
+
+def draw_map(axes: Axes, map: Scene) -> None:
+    """Draw arena, start and goal regions and obstacles, and set the limits of the axes to the arena.
+
+    Args:
+        axes: any matplotlib axes; ticks and frame are switched off.
+        map: the map to draw.
+    """
+    width, height = map.half_width, map.half_height
+    axes.add_patch(_rounded((-width - MARGIN, -height - MARGIN, width + MARGIN, height + MARGIN), 0.06, WALL))
+    axes.add_patch(_rounded((-width, -height, width, height), 0.03, FLOOR))
+    for box, colour in ((map.start, START), (map.goal, GOAL)):
+        grown = (box[0] - 0.03, box[1] - 0.03, box[2] + 0.03, box[3] + 0.03)
+        axes.add_patch(_rounded(grown, 0.03, to_rgba(colour, 0.14)))
+    for x, y, radius in map.obstacles:
+        axes.add_patch(Circle((x + 0.012, y - 0.018), radius, color=SHADOW, linewidth=0, zorder=1))
+    for x, y, radius in map.obstacles:
+        axes.add_patch(Circle((x, y), radius, color=OBSTACLE, linewidth=0, zorder=2))
+    axes.set(xlim=(-width - MARGIN, width + MARGIN), ylim=(-height - MARGIN, height + MARGIN), aspect="equal")
+    axes.set_axis_off()
+
+
+def draw_frame(
+    map: Scene, position: Floats, goal: Floats, trail: Floats, plans: Floats | None = None, height: int = 256
+) -> NDArray[np.uint8]:
+    """Draw one frame of a video.
+
+    Args:
+        map: the map; its picture is kept, so that a second frame on the same map is quicker.
+        position: of the robot in metres (2,).
+        goal: in metres (2,).
+        trail: positions so far in metres (T, 2); older ones fade.
+        plans: candidate plans as positions in metres (P, T, 2), drawn as thin lines.
+        height: of the image in pixels.
+
+    Returns:
+        Image (height, W, 3); W is even, as video codecs require.
+    """
+    for name, value, dims in (("trail", trail, 2), ("plans", plans, 3)):
+        if value is not None and (np.ndim(value) != dims or np.shape(value)[-1] != 2):
+            expected = "(T, 2)" if dims == 2 else "(P, T, 2)"
+            raise ValueError(f"{name} has shape {np.shape(value)}; expected positions {expected} in metres.")
+    figure, axes = _blank(map, height)
+    figure.figimage(_background(map, height), zorder=-1)
+    pixel = axes.transData.transform([(0.0, 0.0), (1.0, 0.0)])
+    points = (pixel[1, 0] - pixel[0, 0]) * 72 / figure.dpi  # per metre: matplotlib has line widths in points
+
+    if plans is not None:
+        lines = LineCollection(list(plans), colors=to_rgba(PLAN, 0.55), linewidths=0.008 * points, zorder=3)
+        axes.add_collection(lines)
+    if len(trail) > 1:
+        pieces = np.stack([trail[:-1], trail[1:]], axis=1)
+        fade = np.linspace(0.2, 0.9, len(pieces))[:, None]
+        colours = (1 - fade) * to_rgb(FLOOR) + fade * to_rgb(ROBOT)  # opaque, so that joints do not show
+        lines = LineCollection(list(pieces), colors=colours, linewidths=0.018 * points, capstyle="round", zorder=4)
+        axes.add_collection(lines)
+    ring = {"facecolor": to_rgba(GOAL, 0.25), "edgecolor": GOAL, "linewidth": 0.01 * points}
+    axes.add_patch(Circle(goal, GOAL_RING, zorder=3, **ring))
+    axes.add_patch(Circle(goal, 0.014, color=GOAL, linewidth=0, zorder=3))
+    axes.add_patch(Circle(position, map.robot_radius + 0.012, color="white", linewidth=0, zorder=5))
+    axes.add_patch(Circle(position, map.robot_radius, color=ROBOT, linewidth=0, zorder=6))
+    return _pixels(figure)
+
+
+@lru_cache(maxsize=16)
+def _background(map: Scene, height: int) -> NDArray[np.uint8]:
+    figure, axes = _blank(map, height)
+    draw_map(axes, map)
+    image = _pixels(figure)
+    image.setflags(write=False)
+    return image
+
+
+def _blank(map: Scene, height: int) -> tuple[Figure, Axes]:
+    """An empty figure whose axes span the whole arena and its wall."""
+    half_width, half_height = map.half_width + MARGIN, map.half_height + MARGIN
+    width = 2 * round(height * half_width / half_height / 2)
+    figure = Figure(figsize=(width / 100, height / 100), dpi=100, facecolor="white")
+    axes = figure.add_axes((0, 0, 1, 1))
+    axes.set(xlim=(-half_width, half_width), ylim=(-half_height, half_height))
+    axes.set_axis_off()
+    return figure, axes
+
+
+def _pixels(figure: Figure) -> NDArray[np.uint8]:
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def _rounded(box: tuple[float, float, float, float], radius: float, colour: ColorType) -> FancyBboxPatch:
+    x_min, y_min, x_max, y_max = box
+    width, height, style = x_max - x_min, y_max - y_min, f"round,pad=0,rounding_size={radius}"
+    return FancyBboxPatch((x_min, y_min), width, height, boxstyle=style, color=colour, linewidth=0, zorder=0)

@@ -1,0 +1,298 @@
+r"""A point robot with inertia among round obstacles, with several equally good ways through.
+
+The action `u` is a commanded velocity, held for `DT` seconds. The robot follows it with a lag, integrated exactly:
+
+$$ \dot p = v, \qquad \dot v = (u - v) / \tau. $$
+
+A route is named by its h-signature (Bhattacharya, Kumar and Likhachev, 2010, "Search-based path planning with homotopy
+class constraints", AAAI): draw a vertical ray up from the centre of each obstacle and note which rays the path crosses.
+For the left-to-right paths of this task one bit an obstacle suffices. Bit `k` of the mode is 1 if the robot was above
+obstacle `k` when its x last crossed the x of the obstacle's centre, and 0 if it was below or has not crossed it yet.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, final
+
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box, Dict
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from numpy.linalg import norm
+from numpy.typing import ArrayLike, NDArray
+
+from poise.envs.drawing import draw_frame
+
+DT: Final = 0.1  # s, one control step
+TAU: Final = 0.2  # s, lag of the robot behind its command
+SUBSTEPS: Final = 8  # collision checks in a control step
+GOAL_RADIUS: Final = 0.06  # m
+
+Rectangle = tuple[float, float, float, float]
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Observation = dict[str, NDArray[np.float32]]
+
+
+@final
+@dataclass(frozen=True)
+class Map:
+    """The world, in metres; the arena is centred on the origin and its border is a wall.
+
+    The default has one disc on the way and two behind it, which leaves four natural routes: above or below the first
+    disc, then between the other two or round the near one of them.
+
+    Attributes:
+        obstacles: discs as (x, y, radius).
+        start: the box (x_min, y_min, x_max, y_max) of start positions.
+        goal: the box of goals, likewise.
+        half_width: the arena spans `[-half_width, half_width]` in x.
+        half_height: the arena spans `[-half_height, half_height]` in y.
+        robot_radius: radius of the robot.
+    """
+
+    obstacles: tuple[tuple[float, float, float], ...] = ((-0.29, 0.0, 0.16), (0.29, 0.31, 0.13), (0.29, -0.31, 0.13))
+    start: Rectangle = (-0.91, -0.35, -0.85, 0.35)
+    goal: Rectangle = (0.82, -0.2, 0.88, 0.2)
+    half_width: float = 1.0
+    half_height: float = 0.8
+    robot_radius: float = 0.03
+
+    def __post_init__(self) -> None:
+        """Reject a map on which an episode could start in a collision or be over at once."""
+        for name in ("half_width", "half_height", "robot_radius"):
+            if not 0 < getattr(self, name) < np.inf:
+                raise ValueError(f"Map.{name} is {getattr(self, name)!r}; expected a positive length in metres.")
+        width, height = self.half_width, self.half_height
+        for k, disc in enumerate(self.obstacles):
+            values = np.asarray(disc, np.float64)
+            if values.shape != (3,) or not (np.abs(values) <= [width, height, np.inf]).all() or values[2] <= 0:
+                raise ValueError(
+                    f"Map.obstacles[{k}] is {disc}; expected (x, y, radius) in metres with the centre within "
+                    f"x = +-{width} and y = +-{height} and a positive radius. Correct or remove this disc."
+                )
+        self._check_region("start", self.start)
+        self._check_region("goal", self.goal)
+        apart = np.maximum(np.subtract(self.goal[:2], self.start[2:]), np.subtract(self.start[:2], self.goal[2:]))
+        if np.hypot(*np.maximum(apart, 0.0)) <= GOAL_RADIUS:
+            raise ValueError(
+                f"Map.start {self.start} and Map.goal {self.goal} come within the goal radius of {GOAL_RADIUS} m, so "
+                "an episode could be over before it starts. Move them apart."
+            )
+
+    def _check_region(self, name: str, box: Rectangle) -> None:
+        values = np.asarray(box, np.float64)
+        limit = np.array([self.half_width, self.half_height]) - self.robot_radius
+        low, high = values[:2], values[2:]
+        if values.shape != (4,) or not ((-limit <= low) & (low <= high) & (high <= limit)).all():
+            raise ValueError(
+                f"Map.{name} is {box}; expected (x_min, y_min, x_max, y_max) in metres with min <= max, robot_radius = "
+                f"{self.robot_radius} away from the walls: within x = +-{limit[0]:.3f} and y = +-{limit[1]:.3f}."
+            )
+        for k, disc in enumerate(np.asarray(self.obstacles)):
+            nearest = np.clip(disc[:2], low, high)
+            if np.hypot(*(disc[:2] - nearest)) <= disc[2] + self.robot_radius:
+                raise ValueError(
+                    f"Map.{name} {box} overlaps obstacles[{k}] {self.obstacles[k]} (robot_radius {self.robot_radius} "
+                    "included); expected a free region. Move the region or the disc."
+                )
+
+
+THREE_DISCS: Final = Map()
+
+
+def advance(position: Floats, velocity: Floats, command: Floats, duration: ArrayLike) -> tuple[Floats, Floats]:
+    r"""Move the robot for `duration` seconds under a constant command, exactly; arrays (..., 2) in m and m/s.
+
+    $$ v(t) = u + (v_0 - u) e^{-t/\tau}, \qquad p(t) = p_0 + u t + (v_0 - u) \tau (1 - e^{-t/\tau}) $$
+
+    Returns:
+        Position and velocity after `duration`, which broadcasts against the other arguments.
+    """
+    decay = np.exp(-np.asarray(duration) / TAU)
+    lag = velocity - command
+    return position + command * duration + lag * TAU * (1 - decay), command + lag * decay
+
+
+@final
+class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
+    """Drive point robots from the left of a map to a goal on the right, at 10 Hz.
+
+    Actions are commanded velocities in m/s (N, 2), clipped to [-1, 1]. Observations are `position`, `velocity`, `goal`
+    (N, 2) and `obstacles` (N, K, 3). Being within 0.06 m of the goal at the end of a step is success and terminates;
+    so does touching an obstacle or a wall, where the robot stops; `max_episode_steps` truncates. The reward of a step
+    is `clip(1 - distance / initial distance, 0, 1)`, and exactly 1 on success. Infos hold `is_success` (N,),
+    `collision` (N,) and `mode` (N,), the route as the module describes it.
+
+    Nothing is reset by itself. A finished environment stays as it is, and repeats its last observation, reward and
+    flags, until `reset(options={"reset_mask": mask})` names it. Every environment owns its random stream: seed `s`
+    gives the same episode in any slot of any number of environments, and a reset without a seed continues the stream.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {
+        "autoreset_mode": AutoresetMode.DISABLED,
+        "render_modes": ["rgb_array"],
+        "render_fps": round(1 / DT),
+    }
+
+    def __init__(
+        self, num_envs: int = 1, map: Map = THREE_DISCS, max_episode_steps: int = 80, render_mode: str | None = None
+    ) -> None:
+        """Make `num_envs` robots, each alone on its own copy of the map.
+
+        Args:
+            num_envs: number of environments N.
+            map: the world, the same for all.
+            max_episode_steps: control steps (of 0.1 s) after which an episode is truncated.
+            render_mode: `"rgb_array"`, or None.
+        """
+        if num_envs < 1 or max_episode_steps < 1:
+            raise ValueError(f"Got {num_envs=} and {max_episode_steps=}; expected both to be at least 1.")
+        if render_mode not in (None, "rgb_array"):
+            raise ValueError(f"render_mode is {render_mode!r}; expected 'rgb_array' or None.")
+        self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
+        self.map, self.render_mode = map, render_mode
+        self._discs = np.array(map.obstacles, np.float64).reshape(-1, 3)
+        arena = np.array([map.half_width, map.half_height], np.float32)
+        lows, highs = np.broadcast_to(np.float32([[*-arena, 0], [*arena, np.inf]])[:, None], (2, *self._discs.shape))
+        place, velocity, obstacles = Box(-arena, arena), Box(-1, 1, (2,)), Box(lows, highs)
+        self.single_observation_space = Dict(position=place, velocity=velocity, goal=place, obstacles=obstacles)
+        self.single_action_space = velocity
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._generators: list[np.random.Generator | None] = [None] * num_envs
+        self._position, self._velocity, self._goal = np.zeros((3, num_envs, 2))
+        self._initial_distance, self._reward = np.zeros((2, num_envs))
+        self._success, self._collision, self._truncated = np.zeros((3, num_envs), bool)
+        self._above = np.zeros((num_envs, len(self._discs)), bool)
+        self._steps = np.zeros(num_envs, np.int64)
+        self._trail = np.zeros((num_envs, max_episode_steps + 1, 2))
+
+    def reset(
+        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Start new episodes.
+
+        Args:
+            seed: an int `s` seeds environment `i` with `s + i`; a list has one seed, or None, for each environment;
+                None goes on with every environment's own stream.
+            options: `{"reset_mask": mask}` with a boolean array (N,) resets only those environments.
+
+        Returns:
+            Observations and infos of all environments, also of those that were not reset.
+        """
+        seeds = self._seeds(seed)
+        rows = np.flatnonzero(self._reset_mask(options))
+        for i in rows:
+            if seeds[i] is not None or self._generators[i] is None:
+                self._generators[i] = np.random.default_rng(seeds[i])
+        unit = np.array([self._generators[i].random((2, 2)) for i in rows])
+        low, high = np.reshape([self.map.start, self.map.goal], (2, 2, 2)).swapaxes(0, 1)
+        self._position[rows], self._goal[rows] = (low + (high - low) * unit).swapaxes(0, 1)
+        self._initial_distance[rows] = norm(self._goal[rows] - self._position[rows], axis=-1)
+        self._trail[rows, 0] = self._position[rows]
+        flags = self._success, self._collision, self._truncated, self._above
+        for array in (self._velocity, self._reward, self._steps, *flags):
+            array[rows] = 0
+        return self._observe(), self._infos()
+
+    def step(self, actions: ArrayLike) -> tuple[Observation, Floats, Bools, Bools, dict[str, Any]]:
+        """Hold the commanded velocities, `actions` in m/s (N, 2), for 0.1 s.
+
+        Returns:
+            Observations, rewards (N,), terminations (N,), truncations (N,) and infos.
+        """
+        command = self._command(actions)[:, None]
+        active = ~(self._success | self._collision | self._truncated)
+        times = DT * np.arange(SUBSTEPS + 1)[:, None] / SUBSTEPS
+        path, velocity = advance(self._position[:, None], self._velocity[:, None], command, times)
+        hits = self._hits(path)
+        collided = hits.any(axis=1)
+        travelled = np.where(collided, hits.argmax(axis=1), SUBSTEPS)
+        self._note_crossings(path, np.where(active, travelled, 0))
+
+        rows = np.arange(self.num_envs)
+        self._position = np.where(active[:, None], path[rows, travelled], self._position)
+        self._velocity = np.where(active[:, None], velocity[:, -1] * ~collided[:, None], self._velocity)
+        self._steps += active
+        self._trail[rows, self._steps] = self._position
+        self._judge(active, collided)
+        terminated = self._success | self._collision
+        return self._observe(), self._reward.copy(), terminated, self._truncated.copy(), self._infos()
+
+    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
+        """Draw every environment: N images (256, W, 3), or None without a render mode."""
+        if self.render_mode is None:
+            return None
+        rows = zip(self._position, self._goal, self._trail, self._steps, strict=True)
+        return tuple(draw_frame(self.map, place, goal, trail[: steps + 1]) for place, goal, trail, steps in rows)
+
+    def _seeds(self, seed: int | list[int | None] | None) -> list[int | None]:
+        if seed is None:
+            return [None] * self.num_envs
+        if isinstance(seed, int | np.integer):
+            return [int(seed) + i for i in range(self.num_envs)]
+        if len(seed) != self.num_envs:
+            raise ValueError(f"Got {len(seed)} seeds; expected an int or a list of num_envs = {self.num_envs} entries.")
+        return list(seed)
+
+    def _reset_mask(self, options: dict[str, Any] | None) -> Bools:
+        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
+        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
+            raise TypeError(f"options['reset_mask'] is {mask!r}; expected a bool array like `terminated | truncated`.")
+        if mask.shape != (self.num_envs,) or not mask.any():
+            raise ValueError(
+                f"options['reset_mask'] has shape {mask.shape} and {mask.sum()} True; expected ({self.num_envs},) and "
+                "some True. Skip the reset when there is nothing to reset."
+            )
+        return mask
+
+    def _command(self, actions: ArrayLike) -> Floats:
+        command = np.asarray(actions, np.float64)
+        if command.shape != (self.num_envs, 2):
+            raise ValueError(
+                f"actions have shape {command.shape}; expected ({self.num_envs}, 2), a velocity in m/s each."
+            )
+        if not np.isfinite(command).all():
+            bad = np.flatnonzero(~np.isfinite(command).all(axis=1)).tolist()
+            raise ValueError(f"actions of environments {bad} are not finite; expected velocities in [-1, 1] m/s.")
+        if not self._initial_distance.all():
+            raise ResetNeeded("step() was called before every environment was reset; call reset() first.")
+        return np.clip(command, -1.0, 1.0)
+
+    def _hits(self, path: Floats) -> Bools:
+        """Whether each straight piece of `path` (N, S + 1, 2) touches a disc or a wall, (N, S)."""
+        begin, piece = path[:, :-1, None], np.diff(path, axis=1)[:, :, None]
+        squared = np.maximum((piece * piece).sum(axis=-1), np.finfo(np.float64).tiny)
+        along = np.clip(((self._discs[:, :2] - begin) * piece).sum(axis=-1) / squared, 0.0, 1.0)
+        nearest = begin + along[..., None] * piece
+        discs = norm(self._discs[:, :2] - nearest, axis=-1) < self._discs[:, 2] + self.map.robot_radius
+        limit = np.array([self.map.half_width, self.map.half_height]) - self.map.robot_radius
+        return discs.any(axis=-1) | (np.abs(path[:, 1:]) > limit).any(axis=-1)
+
+    def _note_crossings(self, path: Floats, travelled: NDArray[np.int64]) -> None:
+        """Update the bits of the mode along the first `travelled` (N,) pieces of `path`."""
+        right = path[..., None, 0] >= self._discs[:, 0]
+        above = path[..., None, 1] > self._discs[:, 1]
+        crossed = (right[:, 1:] != right[:, :-1]) & (np.arange(SUBSTEPS) < travelled[:, None])[..., None]
+        for k in range(SUBSTEPS):
+            self._above = np.where(crossed[:, k], above[:, k + 1], self._above)
+
+    def _judge(self, active: Bools, collided: Bools) -> None:
+        """Set flags and rewards of the environments that were still `active` in this step."""
+        distance = norm(self._goal - self._position, axis=-1)
+        success = active & ~collided & (distance < GOAL_RADIUS)
+        self._success |= success
+        self._collision |= active & collided
+        self._truncated |= active & ~success & ~collided & (self._steps >= self.max_episode_steps)
+        progress = np.where(success, 1.0, np.clip(1 - distance / self._initial_distance, 0.0, 1.0))
+        self._reward = np.where(active, progress, self._reward)
+
+    def _observe(self) -> Observation:
+        obstacles = np.broadcast_to(self._discs, (self.num_envs, *self._discs.shape))
+        state = {"position": self._position, "velocity": self._velocity, "goal": self._goal, "obstacles": obstacles}
+        return {name: value.astype(np.float32) for name, value in state.items()}
+
+    def _infos(self) -> dict[str, NDArray[Any]]:
+        mode = self._above @ (1 << np.arange(len(self._discs)))
+        return {"is_success": self._success.copy(), "collision": self._collision.copy(), "mode": mode.astype(np.int64)}

@@ -1,0 +1,141 @@
+r"""The one-dimensional U-Net of Diffusion Policy (Chi et al. 2023, arXiv 2303.04137; after Janner et al. 2205.09991).
+
+Convolutions run over the horizon. Every residual block is conditioned by FiLM (Perez et al. 2018, arXiv 1709.07871),
+
+$$ h \leftarrow \gamma(c) \odot h + \beta(c), \qquad c = [\,\mathrm{embed}(\lambda),\ \text{tokens}\,]. $$
+
+The tensors have the names and shapes of the published checkpoints, so that these can be imported.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from poise.nn.embeddings import Sinusoidal
+from poise.nn.spec import Network, NetworkSpec
+from poise.typing import Actions, Times, Tokens
+
+
+@dataclass(frozen=True)
+class UNet1D(NetworkSpec):
+    """U-Net over the horizon with FiLM; the defaults are the compact size, (256, 512, 1024) is the published one.
+
+    Attributes:
+        channels: Channels of each resolution; each next one halves the horizon.
+        kernel: Odd width of the convolutions.
+        groups: Groups of the group norm; divides every entry of `channels`.
+        embedding: Even width of the embedding of the noise level.
+    """
+
+    channels: tuple[int, ...] = (64, 128, 256)
+    kernel: int = 5
+    groups: int = 8
+    embedding: int = 128
+
+    def build(self, horizon: int, action: int, tokens: tuple[int, int]) -> Network:
+        """The module for plans `(B, horizon, action)`.
+
+        Raises:
+            ValueError: A horizon that cannot be halved often enough.
+        """
+        multiple = 2 ** (len(self.channels) - 1)
+        if horizon % multiple:
+            raise ValueError(
+                f"UNet1D with {len(self.channels)} resolutions got horizon={horizon}, expected a multiple of "
+                f"{multiple}: change the horizon or use fewer channels"
+            )
+        return _UNet1D(self, action, tokens[0] * tokens[1])
+
+
+class _ConvBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, spec: UNet1D) -> None:
+        super().__init__()
+        self.block = nn.Sequential(
+            nn.Conv1d(inputs, outputs, spec.kernel, padding=spec.kernel // 2),
+            nn.GroupNorm(spec.groups, outputs),
+            nn.Mish(),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.block(x)
+
+
+class _ResidualBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int, condition: int, spec: UNet1D) -> None:
+        super().__init__()
+        self.conv1 = _ConvBlock(inputs, outputs, spec)
+        self.conv2 = _ConvBlock(outputs, outputs, spec)
+        self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(condition, 2 * outputs))
+        self.residual_conv = nn.Conv1d(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+
+    def film(self) -> nn.Linear:
+        """The layer that maps the condition to scale and bias."""
+        layer = self.cond_encoder[1]
+        assert isinstance(layer, nn.Linear)
+        return layer
+
+    def forward(self, x: Tensor, film: Tensor) -> Tensor:
+        scale, bias = film[..., None].chunk(2, dim=1)
+        return self.conv2(torch.addcmul(bias, scale, self.conv1(x))) + self.residual_conv(x)
+
+
+class _UNet1D(Network):
+    def __init__(self, spec: UNet1D, action: int, observation: int) -> None:
+        super().__init__()
+        self.embedding, channels = spec.embedding, spec.channels
+        condition = spec.embedding + observation
+
+        def pair(inputs: int, outputs: int) -> list[nn.Module]:
+            return [
+                _ResidualBlock(inputs, outputs, condition, spec),
+                _ResidualBlock(outputs, outputs, condition, spec),
+            ]
+
+        self.diffusion_step_encoder = nn.Sequential(
+            Sinusoidal(spec.embedding),
+            nn.Linear(spec.embedding, 4 * spec.embedding),
+            nn.Mish(),
+            nn.Linear(4 * spec.embedding, spec.embedding),
+        )
+        self.down_modules = nn.ModuleList()
+        for i, (inputs, outputs) in enumerate(zip((action, *channels), channels, strict=False)):
+            last = i == len(channels) - 1
+            down = nn.Identity() if last else nn.Conv1d(outputs, outputs, 3, stride=2, padding=1)
+            self.down_modules.append(nn.ModuleList([*pair(inputs, outputs), down]))
+        self.mid_modules = nn.ModuleList(pair(channels[-1], channels[-1]))
+        self.up_modules = nn.ModuleList()
+        for outputs, inputs in reversed(list(zip(channels, channels[1:], strict=False))):
+            up = nn.ConvTranspose1d(outputs, outputs, 4, stride=2, padding=1)
+            self.up_modules.append(nn.ModuleList([*pair(2 * inputs, outputs), up]))
+        self.final_conv = nn.Sequential(_ConvBlock(channels[0], channels[0], spec), nn.Conv1d(channels[0], action, 1))
+        self._films = [m.film() for m in self.modules() if isinstance(m, _ResidualBlock)]
+
+    def prepare(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
+        """Of all scales and biases: what the observation adds, and the matrix that maps the level to the rest."""
+        observation = functional.mish(tokens.flatten(1))
+        weights = torch.cat([layer.weight for layer in self._films])
+        biases = torch.cat([layer.bias for layer in self._films])
+        level_part, observation_part = weights.split([self.embedding, weights.shape[1] - self.embedding], dim=1)
+        return functional.linear(observation, observation_part, biases), level_part
+
+    def forward(self, x: Actions, log_snr: Times, prepared: tuple[Tensor, Tensor]) -> Actions:
+        from_observation, level_part = prepared
+        level = functional.mish(self.diffusion_step_encoder(log_snr))
+        film = from_observation + functional.linear(level, level_part)
+        films = iter(film.split([layer.out_features for layer in self._films], dim=1))
+        h, skips = x.transpose(1, 2), []
+        for first, second, down in self.down_modules:
+            h = second(first(h, next(films)), next(films))
+            skips.append(h)
+            h = down(h)
+        for block in self.mid_modules:
+            h = block(h, next(films))
+        for first, second, up in self.up_modules:
+            h = torch.cat([h, skips.pop()], dim=1)
+            h = up(second(first(h, next(films)), next(films)))
+        return self.final_conv(h).transpose(1, 2)
+
+
+__all__ = ["UNet1D"]

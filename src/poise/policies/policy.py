@@ -1,0 +1,171 @@
+"""Policies: stateless maps from a batch of observation histories to a batch of plans.
+
+Run-time state (histories, what is left of a plan) lives in the wrappers of `poise.policies.control`, so one policy
+object serves any number of robots.
+"""
+
+import copy
+import dataclasses
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from poise.data import Batch, Episodes, Normaliser
+from poise.denoisers import Diffusion
+from poise.guidance import clipped
+from poise.policies.spec import PolicySpec
+from poise.sampling import Grid, Sampler, State, gaussian, start, trace
+from poise.typing import Actions, Noise, Observation, Tokens
+
+
+class Policy(nn.Module, ABC):
+    """An observation history `(B, history, ...)` in the units of the data, to a plan `(B, horizon, action)` in them.
+
+    Args:
+        spec: Description of the policy.
+    """
+
+    def __init__(self, spec: PolicySpec) -> None:
+        super().__init__()
+        self.spec = spec
+        # A module's name must not hold a dot, a feature's may.
+        self._keys = {name: name.replace(".", "/") for name in spec.observations}
+        self.observation_normalisers = nn.ModuleDict(
+            {key: Normaliser(name, spec.observations[name]) for name, key in self._keys.items()}
+        )
+        self.action_normaliser = Normaliser("action", (spec.action,))
+        self.encoder = spec.encoder.build(spec.observations, spec.history)
+
+    def fit(self, episodes: Episodes) -> None:
+        """Take the constants of normalisation from demonstrations.
+
+        Raises:
+            ValueError: A feature that the demonstrations lack, or of another shape than the spec says.
+        """
+        wanted = {**self.spec.observations, "action": (self.spec.action,)}
+        for name, shape in wanted.items():
+            got = episodes.features[name].shape[1:] if name in episodes.features else None
+            if got != tuple(shape):
+                raise ValueError(
+                    f"fit got episodes whose feature {name!r} has the shape {got}, expected {tuple(shape)}: "
+                    "check the spec's observations and action against the data"
+                )
+            rows = torch.as_tensor(episodes.features[name])
+            if name == "action":
+                self.action_normaliser.fit(rows, self.spec.action_scaling)
+            else:
+                self._normaliser(name).fit(rows, self.spec.observation_scaling)
+
+    def _normaliser(self, name: str) -> Normaliser:
+        module = self.observation_normalisers[self._keys[name]]
+        assert isinstance(module, Normaliser)
+        return module
+
+    def normalised(self, observation: Observation) -> dict[str, Tensor]:
+        """The observed features in normalised units."""
+        return {name: self._normaliser(name)(observation[name]) for name in self.spec.observations}
+
+    def tokens(self, observation: Observation) -> Tokens:
+        """The encoded observation history."""
+        return self.encoder(self.normalised(observation))
+
+    def ready(self) -> None:
+        """Raise unless every feature has statistics.
+
+        Raises:
+            ValueError: Names the feature without any.
+        """
+        for name in self.spec.observations:
+            self._normaliser(name).check()
+        self.action_normaliser.check()
+
+    def check(self, observation: Observation) -> None:
+        """Raise unless the observation has every feature, in its shape and finite.
+
+        Raises:
+            ValueError: Says which feature, what it got and what it expected.
+        """
+        for name, shape in self.spec.observations.items():
+            if name not in observation:
+                raise ValueError(f"The policy got the features {sorted(observation)}, expected also {name!r}")
+            got, expected = tuple(observation[name].shape), (self.spec.history, *shape)
+            if got[1:] != expected:
+                raise ValueError(
+                    f"The policy got feature {name!r} of shape {got}, expected "
+                    f"(batch, {', '.join(map(str, expected))}): a batch of histories, oldest step first"
+                )
+            if not bool(torch.isfinite(observation[name]).all()):
+                raise ValueError(
+                    f"The policy got NaN or infinity in feature {name!r}, expected finite numbers: "
+                    "check the sensor, and hold the robot meanwhile"
+                )
+
+    @abstractmethod
+    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """Squared error of every action, `(B, horizon, action)`, in normalised units."""
+
+    @abstractmethod
+    def trace(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
+        """The plan on its way from noise, in the units of the data; the last state is the plan."""
+
+    @torch.inference_mode()
+    def plan(self, observation: Observation, noise: Noise | None = None) -> Actions:
+        """Plan once for every row of the batch.
+
+        Args:
+            observation: Name -> `(B, history, ...)`, oldest step first.
+            noise: Source of noise; by default PyTorch's global generator.
+
+        Raises:
+            ValueError: A feature that is missing, of a wrong shape, or not finite.
+        """
+        self.check(observation)
+        *_, last = self.trace(observation, noise)
+        return last.x
+
+    def masked_loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """Mean of the loss over the real actions of a batch."""
+        return (self.loss(batch, generator).mean(-1) * batch.real).sum() / batch.real.sum()
+
+
+class DiffusionPolicy(Policy):
+    """A diffusion over plans, conditioned on the observation (Chi et al. 2023, arXiv 2303.04137)."""
+
+    def __init__(self, spec: PolicySpec) -> None:
+        super().__init__(spec)
+        network = spec.network.build(spec.horizon, spec.action, self.encoder.tokens)
+        self.diffusion = Diffusion(network, spec.schedule, spec.prediction)
+
+    def using(
+        self, sampler: Sampler | None = None, grid: Grid | None = None, evaluations: int | None = None
+    ) -> "DiffusionPolicy":
+        """The same weights under another sampler, grid or budget; what is None stays."""
+        policy = copy.copy(self)
+        changes = {"sampler": sampler, "grid": grid, "evaluations": evaluations}
+        policy.spec = dataclasses.replace(self.spec, **{k: v for k, v in changes.items() if v is not None})
+        return policy
+
+    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """The denoising loss of `Diffusion.loss` on normalised actions."""
+        actions = self.action_normaliser(batch.actions)
+        return self.diffusion.loss(actions, self.tokens(batch.observation), self.spec.density, generator)
+
+    def trace(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
+        """The first state is pure noise, the others follow the sampler's steps."""
+        spec, noise, tokens = self.spec, noise or gaussian(), self.tokens(observation)
+        denoise, bound = self.diffusion.given(tokens), spec.bound
+        if bound is not None:
+            denoise = clipped(denoise, -bound, bound)
+        x = start(spec.schedule, tokens.new_empty(len(tokens), spec.horizon, spec.action), noise)
+        samplers = spec.sampler.budget(spec.evaluations)
+        times = spec.grid.times(spec.schedule, len(samplers))
+        yield State(self.action_normaliser.inverse(x), 1.0, 0)
+        for state in trace(denoise, spec.schedule, samplers, times, x, noise):
+            # The last state keeps the noise of t = 0, which may step over the bound.
+            x = state.x.clamp(-bound, bound) if bound is not None and state.t == 0 else state.x
+            yield state._replace(x=self.action_normaliser.inverse(x))
+
+
+__all__ = ["DiffusionPolicy", "Policy"]

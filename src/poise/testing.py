@@ -1,0 +1,281 @@
+"""Conformance tests: what every schedule, prediction, sampler, network and encoder must hold, ours and yours.
+
+Each `check_*` takes one object and raises AssertionError with a message where it breaks its contract:
+
+    from poise.testing import check_sampler
+    check_sampler(MySampler())
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from poise.denoisers import Gaussian, Mixture
+from poise.nn import EncoderSpec, NetworkSpec
+from poise.predictions import Prediction
+from poise.sampling import Sampler, UniformTime, gaussian, per_sample, sample, trace
+from poise.schedules import Schedule, VPCosine
+
+_DOUBLE = torch.float64
+
+
+def check_schedule(schedule: Schedule) -> None:
+    """Monotone and finite log-SNR, positive alpha and sigma, the inverse, and rates against finite differences."""
+    t = torch.linspace(0, 1, 2001, dtype=_DOUBLE)
+    alpha, sigma, log_snr = schedule.alpha(t), schedule.sigma(t), schedule.log_snr(t)
+    _require(bool((alpha > 0).all() & (sigma > 0).all()), f"{schedule}: alpha and sigma must be above zero on [0, 1]")
+    _require(bool(torch.isfinite(log_snr).all()), f"{schedule}: log_snr must be finite on [0, 1]")
+    _require(bool((log_snr.diff() < 0).all()), f"{schedule}: log_snr must strictly decrease with t")
+    _near(log_snr, torch.log(alpha / sigma), 1e-8, f"{schedule}: log_snr is not log(alpha / sigma)")
+    _near(schedule.time(log_snr), t, 1e-8, f"{schedule}: time does not invert log_snr")
+    # Midpoints of the cells, so that a table's kinks at round times are not straddled.
+    middle, h = (t[1:] + t[:-1])[::7] / 2, 1e-7
+    for name, function, rate in zip(
+        ("alpha", "sigma"), (schedule.alpha, schedule.sigma), schedule.rates(middle), strict=True
+    ):
+        difference = (function(middle + h) - function(middle - h)) / (2 * h)
+        scale = rate.abs().clamp_min(1.0)
+        _near(rate / scale, difference / scale, 1e-5, f"{schedule}: the rate of {name} is not its derivative")
+    level = schedule.at(0.5)
+    _near(torch.tensor(level.alpha, dtype=_DOUBLE), schedule.alpha(torch.tensor(0.5, dtype=_DOUBLE)), 1e-12, f"{schedule}: at(0.5)")
+    single = schedule.log_snr(t.float())
+    _near(single.double(), log_snr, 2e-2, f"{schedule}: float32 strays from float64")
+
+
+def check_prediction(prediction: Prediction, schedule: Schedule) -> None:
+    """The target and its inversion agree in float32 and float64, for any shape, also when the batch equals a feature."""
+    generator = torch.Generator().manual_seed(0)
+    for dtype, tolerance in ((torch.float32, 2e-3), (_DOUBLE, 1e-9)):
+        for shape in ((5,), (5, 5), (4, 3, 2)):
+            x0, eps = (torch.randn(shape, generator=generator, dtype=_DOUBLE).to(dtype) for _ in range(2))
+            t = torch.linspace(0.02, 0.98, shape[0], dtype=dtype)
+            expand = (-1, *[1] * (len(shape) - 1))
+            x = schedule.alpha(t).reshape(expand) * x0 + schedule.sigma(t).reshape(expand) * eps
+            y = prediction.target(schedule, x0, eps, t)
+            clean = prediction.clean(schedule, x, y, t)
+            # Recovering x0 from eps divides by alpha: the rounding of x is magnified by 1 / alpha.
+            scale = (1 + 1 / schedule.alpha(t)).reshape(expand)
+            message = f"{prediction} on {schedule}, {dtype}, {shape}: clean does not invert target"
+            _near(clean / scale, x0 / scale, tolerance, message)
+
+
+@dataclass(frozen=True)
+class Scaled(Schedule):
+    """A schedule with alpha and sigma times a constant: the same diffusion in other units."""
+
+    base: Schedule = VPCosine()
+    factor: float = 3.0
+
+    def alpha(self, t: Tensor) -> Tensor:
+        """Times the factor."""
+        return self.factor * self.base.alpha(t)
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Times the factor."""
+        return self.factor * self.base.sigma(t)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        """Unchanged."""
+        return self.base.time(log_snr)
+
+
+def asymmetric_mixture(schedule: Schedule) -> Mixture:
+    """A mixture in one dimension without any symmetry that could raise an order by accident."""
+    means = torch.tensor([[-1.2], [0.3], [1.5]], dtype=_DOUBLE)
+    return Mixture(schedule, means, 0.35, torch.tensor([0.2, 0.5, 0.3], dtype=_DOUBLE))
+
+
+def transport(mixture: Mixture, x: Tensor, t: float, s: float) -> Tensor:
+    r"""Where the probability-flow ODE takes `x` `(B, 1)`: in one dimension it keeps the order of the samples, so
+
+    $$ x_s = F_s^{-1}\big(F_t(x_t)\big), $$
+
+    with F the cumulative distributions; inverted by bisection.
+    """
+    target = mixture.cdf(x, t)
+    low, high = torch.full_like(x, -60.0), torch.full_like(x, 60.0)
+    for _ in range(80):
+        middle = (low + high) / 2
+        below = mixture.cdf(middle, s) < target
+        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
+    return (low + high) / 2
+
+
+def observed_order(sampler: Sampler, schedule: Schedule, target: str, steps: int = 400) -> float:
+    """Slope of the error against the number of steps (`steps` to twice as many), from t = 0.8 to t = 0.2.
+
+    Args:
+        sampler: A deterministic sampler.
+        schedule: Any schedule.
+        target: `gaussian` or `mixture`; both have their ODE's solution in closed form.
+        steps: The coarser number of steps.
+    """
+    begin, end = 0.8, 0.2
+    x = torch.linspace(-1.5, 1.5, 7, dtype=_DOUBLE)[:, None]
+    if target == "gaussian":
+        denoise = Gaussian(schedule, torch.tensor([0.7], dtype=_DOUBLE), torch.tensor([0.2], dtype=_DOUBLE))
+        exact = denoise.flow(x, begin, end)
+    else:
+        denoise = asymmetric_mixture(schedule)
+        exact = transport(denoise, x, begin, end)
+    errors = []
+    for n in (steps, 2 * steps):
+        times = [begin + (end - begin) * i / n for i in range(n + 1)]
+        got = sample(denoise, schedule, sampler, times, x).x
+        errors.append((got - exact).abs().mean().item())
+    return math.log2(errors[0] / errors[1])
+
+
+def check_sampler(sampler: Sampler, schedule: Schedule | None = None) -> None:
+    """Order, counted evaluations, budgets, determinism, independence of the batch, moments, and scaling."""
+    schedule = schedule or VPCosine()
+    _check_evaluations(sampler, schedule)
+    _check_batch_independence(sampler, schedule)
+    _check_scaling(sampler, schedule)
+    _check_moments(sampler, schedule)
+    if _draws_noise(sampler, schedule):
+        return
+    for target in ("gaussian", "mixture"):
+        order = observed_order(sampler, schedule, target)
+        _require(order > sampler.order - 0.2, f"{sampler}: observed order {order:.2f} on a {target}, not {sampler.order}")
+
+
+def _draws_noise(sampler: Sampler, schedule: Schedule) -> bool:
+    calls = []
+
+    def spy(x: Tensor) -> Tensor:
+        calls.append(x)
+        return torch.zeros_like(x)
+
+    sample(asymmetric_mixture(schedule), schedule, sampler, [1.0, 0.5, 0.0], torch.ones(2, 1, dtype=_DOUBLE), spy)
+    return bool(calls)
+
+
+def _check_evaluations(sampler: Sampler, schedule: Schedule) -> None:
+    denoise, x = asymmetric_mixture(schedule), torch.ones(2, 1, dtype=_DOUBLE)
+    counts = [state.evaluations for state in trace(denoise, schedule, sampler, [1.0, 0.7, 0.3, 0.0], x)]
+    expected = [sampler.evaluations * i for i in (1, 2, 3)]
+    _require(counts == expected, f"{sampler}: counted evaluations {counts}, declared {expected}")
+    for budget in (sampler.evaluations, 2 * sampler.evaluations, 7 * sampler.evaluations):
+        samplers = sampler.budget(budget)
+        times = UniformTime().times(schedule, len(samplers))
+        spent = sample(denoise, schedule, samplers, times, x).evaluations
+        _require(spent == budget, f"{sampler}: spent {spent} of a budget of {budget}")
+
+
+def _check_batch_independence(sampler: Sampler, schedule: Schedule) -> None:
+    denoise, times = asymmetric_mixture(schedule), UniformTime().times(schedule, 8)
+    x = torch.linspace(-1, 1, 6, dtype=_DOUBLE)[:, None]
+    together = sample(denoise, schedule, sampler, times, x, per_sample(range(6))).x
+    again = sample(denoise, schedule, sampler, times, x, per_sample(range(6))).x
+    alone = torch.cat(
+        [sample(denoise, schedule, sampler, times, x[i : i + 1], per_sample([i])).x for i in range(6)]
+    )
+    _require(torch.equal(together, again), f"{sampler}: the same seeds gave two results")
+    _near(together, alone, 1e-12, f"{sampler}: a sample depends on its batch")
+
+
+def _check_scaling(sampler: Sampler, schedule: Schedule) -> None:
+    """In units that are c times smaller everything is c times larger; the denoiser's `x0` stays."""
+    scaled, times = Scaled(schedule), UniformTime().times(schedule, 6)
+    x = torch.linspace(-1, 1, 5, dtype=_DOUBLE)[:, None]
+    base = sample(asymmetric_mixture(schedule), schedule, sampler, times, x, per_sample(range(5))).x
+    other = sample(
+        asymmetric_mixture(scaled), scaled, sampler, times, scaled.factor * x, per_sample(range(5))
+    ).x
+    _near(other / scaled.factor, base, 1e-9, f"{sampler}: the result depends on the units of the diffusion")
+
+
+def _check_moments(sampler: Sampler, schedule: Schedule, count: int = 20_000) -> None:
+    mean, variance = torch.tensor([0.4], dtype=_DOUBLE), torch.tensor([0.3], dtype=_DOUBLE)
+    denoise, level = Gaussian(schedule, mean, variance), schedule.at(1.0)
+    noise = gaussian(torch.Generator().manual_seed(0))
+    spread = torch.sqrt(level.alpha**2 * variance + level.sigma**2)
+    x = level.alpha * mean + spread * noise(torch.empty(count, 1, dtype=_DOUBLE))
+    x = sample(denoise, schedule, sampler, UniformTime().times(schedule, 250), x, noise).x
+    last = schedule.at(0.0)
+    expected_mean, expected = last.alpha * mean, last.alpha**2 * variance + last.sigma**2
+    # Five standard errors, and one per cent for the strides.
+    error = 5 * torch.sqrt(expected / count) + 0.01 * torch.sqrt(expected)
+    _require(bool((x.mean(0) - expected_mean).abs() < error), f"{sampler}: mean {x.mean(0)}, exact {expected_mean}")
+    ratio = x.var(0) / expected
+    _require(bool((ratio - 1).abs() < 5 * math.sqrt(2 / count) + 0.02), f"{sampler}: variance off by {ratio}")
+
+
+def check_network(spec: NetworkSpec, horizon: int = 16, action: int = 3) -> None:
+    """Shapes, a gradient in every parameter, dependence on every input, independence of the batch, and the state dict."""
+    torch.manual_seed(0)
+    network = spec.build(horizon, action, (2, 5))
+    _randomise(network)
+    x, log_snr, tokens = torch.randn(4, horizon, action), torch.linspace(-3, 3, 4), torch.randn(4, 2, 5)
+
+    def run(x: Tensor, log_snr: Tensor, tokens: Tensor) -> Tensor:
+        return network(x, log_snr, network.prepare(tokens))
+
+    y = run(x, log_snr, tokens)
+    _require(y.shape == x.shape, f"{spec}: output {tuple(y.shape)} for a plan {tuple(x.shape)}")
+    y.square().sum().backward()
+    idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    _require(not idle, f"{spec}: no gradient reaches {idle}")
+    with torch.no_grad():
+        for name, other in {
+            "x": run(x + 0.1, log_snr, tokens),
+            "log_snr": run(x, log_snr + 0.5, tokens),
+            "tokens": run(x, log_snr, tokens + 0.5),
+        }.items():
+            _require(bool((other - y).flatten(1).norm(dim=1).min() > 1e-4), f"{spec}: {name} does not matter")
+        alone = torch.cat([run(x[i : i + 1], log_snr[i : i + 1], tokens[i : i + 1]) for i in range(4)])
+        _near(alone, y, 1e-4, f"{spec}: an output depends on its batch")
+        twin = spec.build(horizon, action, (2, 5))
+        twin.load_state_dict(network.state_dict())
+        _require(torch.equal(twin(x, log_snr, twin.prepare(tokens)), y), f"{spec}: the state dict is not all")
+
+
+def check_encoder(spec: EncoderSpec) -> None:
+    """Tokens of the declared shape that depend on every feature and history step, and not on the batch."""
+    torch.manual_seed(0)
+    shapes = {"joints": (4,), "pose": (2, 3)}
+    encoder = spec.build(shapes, 2)
+    observation = {name: torch.randn(3, 2, *shape) for name, shape in shapes.items()}
+    tokens = encoder(observation)
+    _require(tokens.shape == (3, *encoder.tokens), f"{spec}: tokens {tuple(tokens.shape)}, declared {encoder.tokens}")
+    for name, values in observation.items():
+        for step in range(2):
+            moved = values.clone()
+            moved[:, step] += 1
+            other = encoder({**observation, name: moved})
+            _require(not torch.allclose(other, tokens), f"{spec}: step {step} of {name!r} does not matter")
+    alone = encoder({name: values[1:2] for name, values in observation.items()})
+    _near(alone, tokens[1:2], 1e-5, f"{spec}: tokens depend on the batch")
+
+
+def _randomise(module: torch.nn.Module) -> None:
+    """Give layers that start at zero, such as gates, something to pass on."""
+    for parameter in module.parameters():
+        if parameter.abs().sum() == 0:
+            torch.nn.init.normal_(parameter, std=0.1)
+
+
+def _near(got: Tensor, expected: Tensor, tolerance: float, message: str) -> None:
+    error = (got - expected).abs().max().item()
+    _require(error <= tolerance, f"{message} (largest error {error:.3g}, allowed {tolerance:.3g})")
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise AssertionError(message)
+
+
+__all__ = [
+    "Scaled",
+    "asymmetric_mixture",
+    "check_encoder",
+    "check_network",
+    "check_prediction",
+    "check_sampler",
+    "check_schedule",
+    "observed_order",
+    "transport",
+]

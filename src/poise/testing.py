@@ -39,13 +39,18 @@ def check_schedule(schedule: Schedule) -> None:
         scale = rate.abs().clamp_min(1.0)
         _near(rate / scale, difference / scale, 1e-5, f"{schedule}: the rate of {name} is not its derivative")
     level = schedule.at(0.5)
-    _near(torch.tensor(level.alpha, dtype=_DOUBLE), schedule.alpha(torch.tensor(0.5, dtype=_DOUBLE)), 1e-12, f"{schedule}: at(0.5)")
+    _near(
+        torch.tensor(level.alpha, dtype=_DOUBLE),
+        schedule.alpha(torch.tensor(0.5, dtype=_DOUBLE)),
+        1e-12,
+        f"{schedule}: at(0.5)",
+    )
     single = schedule.log_snr(t.float())
     _near(single.double(), log_snr, 2e-2, f"{schedule}: float32 strays from float64")
 
 
 def check_prediction(prediction: Prediction, schedule: Schedule) -> None:
-    """The target and its inversion agree in float32 and float64, for any shape, also when the batch equals a feature."""
+    """The target and its inversion agree in float32 and float64, for any shape, also square ones."""
     generator = torch.Generator().manual_seed(0)
     for dtype, tolerance in ((torch.float32, 2e-3), (_DOUBLE, 1e-9)):
         for shape in ((5,), (5, 5), (4, 3, 2)):
@@ -88,7 +93,9 @@ def asymmetric_mixture(schedule: Schedule) -> Mixture:
 
 
 def transport(mixture: Mixture, x: Tensor, t: float, s: float) -> Tensor:
-    r"""Where the probability-flow ODE takes `x` `(B, 1)`: in one dimension it keeps the order of the samples, so
+    r"""Where the probability-flow ODE takes `x` of shape `(B, 1)` from time `t` to time `s`, in closed form.
+
+    In one dimension the flow keeps the order of the samples, so it maps quantiles to quantiles,
 
     $$ x_s = F_s^{-1}\big(F_t(x_t)\big), $$
 
@@ -139,7 +146,9 @@ def check_sampler(sampler: Sampler, schedule: Schedule | None = None) -> None:
         return
     for target in ("gaussian", "mixture"):
         order = observed_order(sampler, schedule, target)
-        _require(order > sampler.order - 0.2, f"{sampler}: observed order {order:.2f} on a {target}, not {sampler.order}")
+        _require(
+            order > sampler.order - 0.2, f"{sampler}: observed order {order:.2f} on a {target}, not {sampler.order}"
+        )
 
 
 def _draws_noise(sampler: Sampler, schedule: Schedule) -> bool:
@@ -170,9 +179,7 @@ def _check_batch_independence(sampler: Sampler, schedule: Schedule) -> None:
     x = torch.linspace(-1, 1, 6, dtype=_DOUBLE)[:, None]
     together = sample(denoise, schedule, sampler, times, x, per_sample(range(6))).x
     again = sample(denoise, schedule, sampler, times, x, per_sample(range(6))).x
-    alone = torch.cat(
-        [sample(denoise, schedule, sampler, times, x[i : i + 1], per_sample([i])).x for i in range(6)]
-    )
+    alone = torch.cat([sample(denoise, schedule, sampler, times, x[i : i + 1], per_sample([i])).x for i in range(6)])
     _require(torch.equal(together, again), f"{sampler}: the same seeds gave two results")
     _near(together, alone, 1e-12, f"{sampler}: a sample depends on its batch")
 
@@ -182,9 +189,7 @@ def _check_scaling(sampler: Sampler, schedule: Schedule) -> None:
     scaled, times = Scaled(schedule), UniformTime().times(schedule, 6)
     x = torch.linspace(-1, 1, 5, dtype=_DOUBLE)[:, None]
     base = sample(asymmetric_mixture(schedule), schedule, sampler, times, x, per_sample(range(5))).x
-    other = sample(
-        asymmetric_mixture(scaled), scaled, sampler, times, scaled.factor * x, per_sample(range(5))
-    ).x
+    other = sample(asymmetric_mixture(scaled), scaled, sampler, times, scaled.factor * x, per_sample(range(5))).x
     _near(other / scaled.factor, base, 1e-9, f"{sampler}: the result depends on the units of the diffusion")
 
 
@@ -205,7 +210,7 @@ def _check_moments(sampler: Sampler, schedule: Schedule, count: int = 20_000) ->
 
 
 def check_network(spec: NetworkSpec, horizon: int = 16, action: int = 3) -> None:
-    """Shapes, a gradient in every parameter, dependence on every input, independence of the batch, and the state dict."""
+    """Shapes, a gradient in every parameter, dependence on every input, independence of the batch, the state dict."""
     torch.manual_seed(0)
     network = spec.build(horizon, action, (2, 5))
     _randomise(network)

@@ -8,7 +8,8 @@ import gymnasium
 
 from poise.envs.drawing import draw_frame, draw_map
 from poise.envs.experts import NavigateExpert, Route, demonstrate, routes
-from poise.envs.navigate import Map, Navigate
+from poise.envs.maps import Map
+from poise.envs.navigate import Navigate
 
 __all__ = ["Map", "Navigate", "NavigateExpert", "Route", "demonstrate", "draw_frame", "draw_map", "routes"]
 

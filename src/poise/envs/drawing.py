@@ -4,7 +4,7 @@ Sizes are in metres of the world throughout, so that a picture looks the same at
 """
 
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -16,6 +16,8 @@ from matplotlib.patches import Circle, FancyBboxPatch
 from matplotlib.typing import ColorType
 from numpy.typing import NDArray
 
+from poise.envs.maps import GOAL_RADIUS, Map
+
 WALL: Final = "#d5dae3"
 FLOOR: Final = "#f8f9fb"
 OBSTACLE: Final = "#39445a"
@@ -26,40 +28,11 @@ ROBOT: Final = "#2563eb"
 PLAN: Final = "#f59e0b"
 
 MARGIN: Final = 0.05  # m, the drawn thickness of the wall
-GOAL_RING: Final = 0.06  # m
 
 Floats = NDArray[np.float64]
 
 
-class Scene(Protocol):
-    """What a drawing reads of a map; `poise.envs.navigate.Map` describes the fields."""
-
-    @property
-    def obstacles(self) -> tuple[tuple[float, float, float], ...]:
-        """Discs as (x, y, radius) in metres."""
-
-    @property
-    def start(self) -> tuple[float, float, float, float]:
-        """The start box (x_min, y_min, x_max, y_max) in metres."""
-
-    @property
-    def goal(self) -> tuple[float, float, float, float]:
-        """The goal box, likewise."""
-
-    @property
-    def half_width(self) -> float:
-        """Half the width of the arena in metres."""
-
-    @property
-    def half_height(self) -> float:
-        """Half the height of the arena in metres."""
-
-    @property
-    def robot_radius(self) -> float:
-        """Radius of the robot in metres."""
-
-
-def draw_map(axes: Axes, map: Scene) -> None:
+def draw_map(axes: Axes, map: Map) -> None:
     """Draw arena, start and goal regions and obstacles, and set the limits of the axes to the arena.
 
     Args:
@@ -81,7 +54,7 @@ def draw_map(axes: Axes, map: Scene) -> None:
 
 
 def draw_frame(
-    map: Scene, position: Floats, goal: Floats, trail: Floats, plans: Floats | None = None, height: int = 256
+    map: Map, position: Floats, goal: Floats, trail: Floats, plans: Floats | None = None, height: int = 256
 ) -> NDArray[np.uint8]:
     """Draw one frame of a video.
 
@@ -115,15 +88,15 @@ def draw_frame(
         lines = LineCollection(list(pieces), colors=colours, linewidths=0.018 * points, capstyle="round", zorder=4)
         axes.add_collection(lines)
     ring = {"facecolor": to_rgba(GOAL, 0.25), "edgecolor": GOAL, "linewidth": 0.01 * points}
-    axes.add_patch(Circle(goal, GOAL_RING, zorder=3, **ring))
-    axes.add_patch(Circle(goal, 0.014, color=GOAL, linewidth=0, zorder=3))
-    axes.add_patch(Circle(position, map.robot_radius + 0.012, color="white", linewidth=0, zorder=5))
-    axes.add_patch(Circle(position, map.robot_radius, color=ROBOT, linewidth=0, zorder=6))
+    axes.add_patch(Circle((goal[0], goal[1]), GOAL_RADIUS, zorder=3, **ring))
+    axes.add_patch(Circle((goal[0], goal[1]), 0.014, color=GOAL, linewidth=0, zorder=3))
+    axes.add_patch(Circle((position[0], position[1]), map.robot_radius + 0.012, color="white", linewidth=0, zorder=5))
+    axes.add_patch(Circle((position[0], position[1]), map.robot_radius, color=ROBOT, linewidth=0, zorder=6))
     return _pixels(figure)
 
 
 @lru_cache(maxsize=16)
-def _background(map: Scene, height: int) -> NDArray[np.uint8]:
+def _background(map: Map, height: int) -> NDArray[np.uint8]:
     figure, axes = _blank(map, height)
     draw_map(axes, map)
     image = _pixels(figure)
@@ -131,7 +104,7 @@ def _background(map: Scene, height: int) -> NDArray[np.uint8]:
     return image
 
 
-def _blank(map: Scene, height: int) -> tuple[Figure, Axes]:
+def _blank(map: Map, height: int) -> tuple[Figure, Axes]:
     """An empty figure whose axes span the whole arena and its wall."""
     half_width, half_height = map.half_width + MARGIN, map.half_height + MARGIN
     width = 2 * round(height * half_width / half_height / 2)
@@ -152,3 +125,6 @@ def _rounded(box: tuple[float, float, float, float], radius: float, colour: Colo
     x_min, y_min, x_max, y_max = box
     width, height, style = x_max - x_min, y_max - y_min, f"round,pad=0,rounding_size={radius}"
     return FancyBboxPatch((x_min, y_min), width, height, boxstyle=style, color=colour, linewidth=0, zorder=0)
+
+
+__all__ = ["draw_frame", "draw_map"]

@@ -180,7 +180,7 @@ def demonstrate(map: Map, episodes: int, seed: int, noise: float) -> dict[str, N
     generator = np.random.default_rng(sequence.spawn(1)[0])
     env = Navigate(episodes, map)
     expert = NavigateExpert(map, generator)
-    observation, _ = env.reset(seed=sequence.generate_state(episodes).tolist())
+    observation, infos = env.reset(seed=sequence.generate_state(episodes).tolist())
     expert.reset(observation)
     rho = np.exp(-DT / CORRELATION)
     disturbance = noise * generator.standard_normal((episodes, 2))
@@ -245,3 +245,6 @@ def _curve(knots: Floats) -> Floats:
     rise = np.stack([r, 3 * r**2 - 2 * r**3], axis=-1)
     points = knots[:, :-1, None] + np.diff(knots, axis=1)[:, :, None] * rise
     return np.concatenate([points.reshape(len(knots), -1, 2), knots[:, -1:]], axis=1)
+
+
+__all__ = ["NavigateExpert", "Route", "demonstrate", "routes"]

@@ -10,8 +10,7 @@ For the left-to-right paths of this task one bit an obstacle suffices. Bit `k` o
 obstacle `k` when its x last crossed the x of the obstacle's centre, and 0 if it was below or has not crossed it yet.
 """
 
-from dataclasses import dataclass
-from typing import Any, ClassVar, Final, final
+from typing import Any, Final, final
 
 import numpy as np
 from gymnasium.error import ResetNeeded
@@ -22,86 +21,18 @@ from numpy.linalg import norm
 from numpy.typing import ArrayLike, NDArray
 
 from poise.envs.drawing import draw_frame
+from poise.envs.maps import GOAL_RADIUS, THREE_DISCS, Map
 
 DT: Final = 0.1  # s, one control step
 TAU: Final = 0.2  # s, lag of the robot behind its command
 SUBSTEPS: Final = 8  # collision checks in a control step
-GOAL_RADIUS: Final = 0.06  # m
 
-Rectangle = tuple[float, float, float, float]
 Floats = NDArray[np.float64]
 Bools = NDArray[np.bool_]
 Observation = dict[str, NDArray[np.float32]]
 
 
-@final
-@dataclass(frozen=True)
-class Map:
-    """The world, in metres; the arena is centred on the origin and its border is a wall.
-
-    The default has one disc on the way and two behind it, which leaves four natural routes: above or below the first
-    disc, then between the other two or round the near one of them.
-
-    Attributes:
-        obstacles: discs as (x, y, radius).
-        start: the box (x_min, y_min, x_max, y_max) of start positions.
-        goal: the box of goals, likewise.
-        half_width: the arena spans `[-half_width, half_width]` in x.
-        half_height: the arena spans `[-half_height, half_height]` in y.
-        robot_radius: radius of the robot.
-    """
-
-    obstacles: tuple[tuple[float, float, float], ...] = ((-0.29, 0.0, 0.16), (0.29, 0.31, 0.13), (0.29, -0.31, 0.13))
-    start: Rectangle = (-0.91, -0.35, -0.85, 0.35)
-    goal: Rectangle = (0.82, -0.2, 0.88, 0.2)
-    half_width: float = 1.0
-    half_height: float = 0.8
-    robot_radius: float = 0.03
-
-    def __post_init__(self) -> None:
-        """Reject a map on which an episode could start in a collision or be over at once."""
-        for name in ("half_width", "half_height", "robot_radius"):
-            if not 0 < getattr(self, name) < np.inf:
-                raise ValueError(f"Map.{name} is {getattr(self, name)!r}; expected a positive length in metres.")
-        width, height = self.half_width, self.half_height
-        for k, disc in enumerate(self.obstacles):
-            values = np.asarray(disc, np.float64)
-            if values.shape != (3,) or not (np.abs(values) <= [width, height, np.inf]).all() or values[2] <= 0:
-                raise ValueError(
-                    f"Map.obstacles[{k}] is {disc}; expected (x, y, radius) in metres with the centre within "
-                    f"x = +-{width} and y = +-{height} and a positive radius. Correct or remove this disc."
-                )
-        self._check_region("start", self.start)
-        self._check_region("goal", self.goal)
-        apart = np.maximum(np.subtract(self.goal[:2], self.start[2:]), np.subtract(self.start[:2], self.goal[2:]))
-        if np.hypot(*np.maximum(apart, 0.0)) <= GOAL_RADIUS:
-            raise ValueError(
-                f"Map.start {self.start} and Map.goal {self.goal} come within the goal radius of {GOAL_RADIUS} m, so "
-                "an episode could be over before it starts. Move them apart."
-            )
-
-    def _check_region(self, name: str, box: Rectangle) -> None:
-        values = np.asarray(box, np.float64)
-        limit = np.array([self.half_width, self.half_height]) - self.robot_radius
-        low, high = values[:2], values[2:]
-        if values.shape != (4,) or not ((-limit <= low) & (low <= high) & (high <= limit)).all():
-            raise ValueError(
-                f"Map.{name} is {box}; expected (x_min, y_min, x_max, y_max) in metres with min <= max, robot_radius = "
-                f"{self.robot_radius} away from the walls: within x = +-{limit[0]:.3f} and y = +-{limit[1]:.3f}."
-            )
-        for k, disc in enumerate(np.asarray(self.obstacles)):
-            nearest = np.clip(disc[:2], low, high)
-            if np.hypot(*(disc[:2] - nearest)) <= disc[2] + self.robot_radius:
-                raise ValueError(
-                    f"Map.{name} {box} overlaps obstacles[{k}] {self.obstacles[k]} (robot_radius {self.robot_radius} "
-                    "included); expected a free region. Move the region or the disc."
-                )
-
-
-THREE_DISCS: Final = Map()
-
-
-def advance(position: Floats, velocity: Floats, command: Floats, duration: ArrayLike) -> tuple[Floats, Floats]:
+def advance(position: Floats, velocity: Floats, command: Floats, duration: float | Floats) -> tuple[Floats, Floats]:
     r"""Move the robot for `duration` seconds under a constant command, exactly; arrays (..., 2) in m and m/s.
 
     $$ v(t) = u + (v_0 - u) e^{-t/\tau}, \qquad p(t) = p_0 + u t + (v_0 - u) \tau (1 - e^{-t/\tau}) $$
@@ -109,7 +40,7 @@ def advance(position: Floats, velocity: Floats, command: Floats, duration: Array
     Returns:
         Position and velocity after `duration`, which broadcasts against the other arguments.
     """
-    decay = np.exp(-np.asarray(duration) / TAU)
+    decay: Any = np.exp(-np.asarray(duration) / TAU)
     lag = velocity - command
     return position + command * duration + lag * TAU * (1 - decay), command + lag * decay
 
@@ -129,7 +60,7 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
     gives the same episode in any slot of any number of environments, and a reset without a seed continues the stream.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {
+    metadata = {
         "autoreset_mode": AutoresetMode.DISABLED,
         "render_modes": ["rgb_array"],
         "render_fps": round(1 / DT),
@@ -154,13 +85,15 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         self.map, self.render_mode = map, render_mode
         self._discs = np.array(map.obstacles, np.float64).reshape(-1, 3)
         arena = np.array([map.half_width, map.half_height], np.float32)
-        lows, highs = np.broadcast_to(np.float32([[*-arena, 0], [*arena, np.inf]])[:, None], (2, *self._discs.shape))
+        lows, highs = np.broadcast_to(
+            np.array([[*-arena, 0], [*arena, np.inf]], np.float32)[:, None], (2, *self._discs.shape)
+        )
         place, velocity, obstacles = Box(-arena, arena), Box(-1, 1, (2,)), Box(lows, highs)
         self.single_observation_space = Dict(position=place, velocity=velocity, goal=place, obstacles=obstacles)
         self.single_action_space = velocity
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
-        self._generators: list[np.random.Generator | None] = [None] * num_envs
+        self._generators: dict[int, np.random.Generator] = {}
         self._position, self._velocity, self._goal = np.zeros((3, num_envs, 2))
         self._initial_distance, self._reward = np.zeros((2, num_envs))
         self._success, self._collision, self._truncated = np.zeros((3, num_envs), bool)
@@ -182,9 +115,9 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
             Observations and infos of all environments, also of those that were not reset.
         """
         seeds = self._seeds(seed)
-        rows = np.flatnonzero(self._reset_mask(options))
+        rows = np.flatnonzero(self._reset_mask(options)).tolist()
         for i in rows:
-            if seeds[i] is not None or self._generators[i] is None:
+            if seeds[i] is not None or i not in self._generators:
                 self._generators[i] = np.random.default_rng(seeds[i])
         unit = np.array([self._generators[i].random((2, 2)) for i in rows])
         low, high = np.reshape([self.map.start, self.map.goal], (2, 2, 2)).swapaxes(0, 1)
@@ -207,7 +140,7 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         times = DT * np.arange(SUBSTEPS + 1)[:, None] / SUBSTEPS
         path, velocity = advance(self._position[:, None], self._velocity[:, None], command, times)
         hits = self._hits(path)
-        collided = hits.any(axis=1)
+        collided: Bools = np.any(hits, axis=1)
         travelled = np.where(collided, hits.argmax(axis=1), SUBSTEPS)
         self._note_crossings(path, np.where(active, travelled, 0))
 
@@ -296,3 +229,6 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
     def _infos(self) -> dict[str, NDArray[Any]]:
         mode = self._above @ (1 << np.arange(len(self._discs)))
         return {"is_success": self._success.copy(), "collision": self._collision.copy(), "mode": mode.astype(np.int64)}
+
+
+__all__ = ["DT", "TAU", "Navigate", "advance"]

@@ -7,6 +7,7 @@ $$ h \leftarrow \gamma(c) \odot h + \beta(c), \qquad c = [\,\mathrm{embed}(\lamb
 The tensors have the names and shapes of the published checkpoints, so that these can be imported.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -81,17 +82,30 @@ class _ResidualBlock(nn.Module):
         return self.conv2(torch.addcmul(bias, scale, self.conv1(x))) + self.residual_conv(x)
 
 
+class _Stage(nn.ModuleList):
+    """Two residual blocks and a change of resolution, under the published names 0, 1 and 2."""
+
+    def __init__(self, inputs: int, outputs: int, condition: int, spec: UNet1D, resample: nn.Module) -> None:
+        super().__init__()
+        for module in (
+            _ResidualBlock(inputs, outputs, condition, spec),
+            _ResidualBlock(outputs, outputs, condition, spec),
+            resample,
+        ):
+            self.append(module)
+
+    def forward(self, x: Tensor, films: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+        """The features before and after the change of resolution."""
+        first, second, resample = self
+        x = second(first(x, next(films)), next(films))
+        return x, resample(x)
+
+
 class _UNet1D(Network):
     def __init__(self, spec: UNet1D, action: int, observation: int) -> None:
         super().__init__()
         self.embedding, channels = spec.embedding, spec.channels
         condition = spec.embedding + observation
-
-        def pair(inputs: int, outputs: int) -> list[nn.Module]:
-            return [
-                _ResidualBlock(inputs, outputs, condition, spec),
-                _ResidualBlock(outputs, outputs, condition, spec),
-            ]
 
         self.diffusion_step_encoder = nn.Sequential(
             Sinusoidal(spec.embedding),
@@ -101,14 +115,15 @@ class _UNet1D(Network):
         )
         self.down_modules = nn.ModuleList()
         for i, (inputs, outputs) in enumerate(zip((action, *channels), channels, strict=False)):
-            last = i == len(channels) - 1
-            down = nn.Identity() if last else nn.Conv1d(outputs, outputs, 3, stride=2, padding=1)
-            self.down_modules.append(nn.ModuleList([*pair(inputs, outputs), down]))
-        self.mid_modules = nn.ModuleList(pair(channels[-1], channels[-1]))
+            deepest = i == len(channels) - 1
+            down = nn.Identity() if deepest else nn.Conv1d(outputs, outputs, 3, stride=2, padding=1)
+            self.down_modules.append(_Stage(inputs, outputs, condition, spec, down))
+        last = channels[-1]
+        self.mid_modules = nn.ModuleList(_ResidualBlock(last, last, condition, spec) for _ in range(2))
         self.up_modules = nn.ModuleList()
         for outputs, inputs in reversed(list(zip(channels, channels[1:], strict=False))):
             up = nn.ConvTranspose1d(outputs, outputs, 4, stride=2, padding=1)
-            self.up_modules.append(nn.ModuleList([*pair(2 * inputs, outputs), up]))
+            self.up_modules.append(_Stage(2 * inputs, outputs, condition, spec, up))
         self.final_conv = nn.Sequential(_ConvBlock(channels[0], channels[0], spec), nn.Conv1d(channels[0], action, 1))
         self._films = [m.film() for m in self.modules() if isinstance(m, _ResidualBlock)]
 
@@ -126,15 +141,13 @@ class _UNet1D(Network):
         film = from_observation + functional.linear(level, level_part)
         films = iter(film.split([layer.out_features for layer in self._films], dim=1))
         h, skips = x.transpose(1, 2), []
-        for first, second, down in self.down_modules:
-            h = second(first(h, next(films)), next(films))
-            skips.append(h)
-            h = down(h)
+        for stage in self.down_modules:
+            skip, h = stage(h, films)
+            skips.append(skip)
         for block in self.mid_modules:
             h = block(h, next(films))
-        for first, second, up in self.up_modules:
-            h = torch.cat([h, skips.pop()], dim=1)
-            h = up(second(first(h, next(films)), next(films)))
+        for stage in self.up_modules:
+            h = stage(torch.cat([h, skips.pop()], dim=1), films)[1]
         return self.final_conv(h).transpose(1, 2)
 
 

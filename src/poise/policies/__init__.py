@@ -1,5 +1,6 @@
 """Policies: specs, stateless policies, run-time wrappers and checkpoints."""
 
+from poise.policies.actions import Absolute, ActionSpace, Relative
 from poise.policies.baselines import NearestNeighbour, Regression
 from poise.policies.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from poise.policies.control import RecedingHorizon
@@ -7,6 +8,8 @@ from poise.policies.policy import DiffusionPolicy, Policy
 from poise.policies.spec import PolicySpec
 
 __all__ = [
+    "Absolute",
+    "ActionSpace",
     "Checkpoint",
     "DiffusionPolicy",
     "NearestNeighbour",
@@ -14,6 +17,7 @@ __all__ = [
     "PolicySpec",
     "RecedingHorizon",
     "Regression",
+    "Relative",
     "load_checkpoint",
     "save_checkpoint",
 ]

@@ -30,11 +30,11 @@ class Regression(Policy):
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """`(f(o) - a)^2`."""
-        return (self._mean(batch.observation) - self.action_normaliser(batch.actions)).square()
+        return (self._mean(batch.observation) - self.encoded(batch)).square()
 
     def trace(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
         """One state: the mean."""
-        yield State(self.action_normaliser.inverse(self._mean(observation)), 0.0, 1)
+        yield State(self.decoded(self._mean(observation), observation), 0.0, 1)
 
 
 class NearestNeighbour(Policy):
@@ -59,17 +59,18 @@ class NearestNeighbour(Policy):
         """Store all windows; `fit` must have been called."""
         self.ready()
         batch = windows[torch.arange(len(windows))]
-        self.observed, self.followed = self._vector(batch.observation), batch.actions
+        self.observed, self.followed = self._vector(batch.observation), self.encoded(batch)
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """Squared error of the remembered actions; nothing to differentiate."""
-        *_, last = self.trace(batch.observation)
-        return (self.action_normaliser(last.x) - self.action_normaliser(batch.actions)).square()
+        return (self._recall(batch.observation) - self.encoded(batch)).square()
 
     def trace(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
         """One state, without any network evaluation."""
-        nearest = torch.cdist(self._vector(observation), self.observed).argmin(1)
-        yield State(self.followed[nearest], 0.0, 0)
+        yield State(self.decoded(self._recall(observation), observation), 0.0, 0)
+
+    def _recall(self, observation: Observation) -> Tensor:
+        return self.followed[torch.cdist(self._vector(observation), self.observed).argmin(1)]
 
 
 __all__ = ["NearestNeighbour", "Regression"]

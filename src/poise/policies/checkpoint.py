@@ -20,6 +20,7 @@ from poise.data import Scaling
 from poise.nn import EncoderSpec, NetworkSpec
 from poise.objectives import Density
 from poise.plain import concrete, from_plain, to_plain
+from poise.policies.actions import ActionSpace
 from poise.policies.policy import Policy
 from poise.policies.spec import PolicySpec
 from poise.predictions import Prediction
@@ -28,7 +29,7 @@ from poise.schedules import Schedule
 
 FILE = "policy.safetensors"
 _FORMAT = "poise 1"
-_BASES = (PolicySpec, EncoderSpec, NetworkSpec, Schedule, Prediction, Density, Scaling, Sampler, Grid)
+_BASES = (PolicySpec, ActionSpace, EncoderSpec, NetworkSpec, Schedule, Prediction, Density, Scaling, Sampler, Grid)
 
 
 class Checkpoint(NamedTuple):

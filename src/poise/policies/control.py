@@ -40,7 +40,7 @@ class RecedingHorizon:
         self.fresh, self.plan_seconds = np.zeros(robots, bool), 0.0
         self.reset(range(robots))
 
-    def reset(self, seeds: Sequence[int], which: NDArray[np.bool_] | None = None) -> None:
+    def reset(self, seeds: Sequence[int] | NDArray[np.integer], which: NDArray[np.bool_] | None = None) -> None:
         """Forget history and plan, and seed the noise, of all robots or of those of the mask `which`.
 
         Args:

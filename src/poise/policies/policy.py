@@ -12,12 +12,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from poise.data import Batch, Episodes, Normaliser
+from poise.data import Batch, Normaliser, Windows
 from poise.denoisers import Diffusion
 from poise.guidance import clipped
 from poise.policies.spec import PolicySpec
-from poise.sampling import Grid, Sampler, State, gaussian, start, trace
+from poise.sampling import Grid, Sampler, State, gaussian, start, tempered, trace
 from poise.typing import Actions, Noise, Observation, Tokens
+
+_FITTED = 200_000  # windows, evenly spread, that the statistics of actions come from
 
 
 class Policy(nn.Module, ABC):
@@ -38,25 +40,25 @@ class Policy(nn.Module, ABC):
         self.action_normaliser = Normaliser("action", (spec.action,))
         self.encoder = spec.encoder.build(spec.observations, spec.history)
 
-    def fit(self, episodes: Episodes) -> None:
+    def fit(self, windows: Windows) -> None:
         """Take the constants of normalisation from demonstrations.
 
         Raises:
             ValueError: A feature that the demonstrations lack, or of another shape than the spec says.
         """
-        wanted = {**self.spec.observations, "action": (self.spec.action,)}
-        for name, shape in wanted.items():
-            got = episodes.features[name].shape[1:] if name in episodes.features else None
+        spec, rows = self.spec, {**windows.observations, "action": windows.actions}
+        for name, shape in {**spec.observations, "action": (spec.action,)}.items():
+            got = tuple(rows[name].shape[1:]) if name in rows else None
             if got != tuple(shape):
                 raise ValueError(
-                    f"fit got episodes whose feature {name!r} has the shape {got}, expected {tuple(shape)}: "
+                    f"fit got demonstrations whose feature {name!r} has the shape {got}, expected {tuple(shape)}: "
                     "check the spec's observations and action against the data"
                 )
-            rows = torch.as_tensor(episodes.features[name])
-            if name == "action":
-                self.action_normaliser.fit(rows, self.spec.action_scaling)
-            else:
-                self._normaliser(name).fit(rows, self.spec.observation_scaling)
+        for name in spec.observations:
+            self._normaliser(name).fit(rows[name], spec.observation_scaling)
+        chosen = torch.linspace(0, len(windows) - 1, min(len(windows), _FITTED)).long()
+        batch = windows[chosen]
+        self.action_normaliser.fit(spec.space.encode(batch.actions, batch.observation)[batch.real], spec.action_scaling)
 
     def _normaliser(self, name: str) -> Normaliser:
         module = self.observation_normalisers[self._keys[name]]
@@ -102,6 +104,14 @@ class Policy(nn.Module, ABC):
                     "check the sensor, and hold the robot meanwhile"
                 )
 
+    def encoded(self, batch: Batch) -> Actions:
+        """The actions of a batch as the policy learns them, in normalised units."""
+        return self.action_normaliser(self.spec.space.encode(batch.actions, batch.observation))
+
+    def decoded(self, actions: Actions, observation: Observation) -> Actions:
+        """The inverse of `encoded`: actions in the units of the data."""
+        return self.spec.space.decode(self.action_normaliser.inverse(actions), observation)
+
     @abstractmethod
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """Squared error of every action, `(B, horizon, action)`, in normalised units."""
@@ -139,33 +149,38 @@ class DiffusionPolicy(Policy):
         self.diffusion = Diffusion(network, spec.schedule, spec.prediction)
 
     def using(
-        self, sampler: Sampler | None = None, grid: Grid | None = None, evaluations: int | None = None
+        self,
+        sampler: Sampler | None = None,
+        grid: Grid | None = None,
+        evaluations: int | None = None,
+        temperature: float | None = None,
     ) -> "DiffusionPolicy":
-        """The same weights under another sampler, grid or budget; what is None stays."""
+        """The same weights under another sampler, grid, budget or temperature; what is None stays."""
         policy = copy.copy(self)
-        changes = {"sampler": sampler, "grid": grid, "evaluations": evaluations}
+        changes = {"sampler": sampler, "grid": grid, "evaluations": evaluations, "temperature": temperature}
         policy.spec = dataclasses.replace(self.spec, **{k: v for k, v in changes.items() if v is not None})
         return policy
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """The denoising loss of `Diffusion.loss` on normalised actions."""
-        actions = self.action_normaliser(batch.actions)
-        return self.diffusion.loss(actions, self.tokens(batch.observation), self.spec.density, generator)
+        tokens = self.tokens(batch.observation)
+        return self.diffusion.loss(self.encoded(batch), tokens, self.spec.density, generator)
 
     def trace(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
         """The first state is pure noise, the others follow the sampler's steps."""
-        spec, noise, tokens = self.spec, noise or gaussian(), self.tokens(observation)
+        spec, tokens = self.spec, self.tokens(observation)
+        noise = tempered(noise or gaussian(), spec.temperature)
         denoise, bound = self.diffusion.given(tokens), spec.bound
         if bound is not None:
             denoise = clipped(denoise, -bound, bound)
         x = start(spec.schedule, tokens.new_empty(len(tokens), spec.horizon, spec.action), noise)
         samplers = spec.sampler.budget(spec.evaluations)
         times = spec.grid.times(spec.schedule, len(samplers))
-        yield State(self.action_normaliser.inverse(x), 1.0, 0)
+        yield State(self.decoded(x, observation), 1.0, 0)
         for state in trace(denoise, spec.schedule, samplers, times, x, noise):
             # The last state keeps the noise of t = 0, which may step over the bound.
             x = state.x.clamp(-bound, bound) if bound is not None and state.t == 0 else state.x
-            yield state._replace(x=self.action_normaliser.inverse(x))
+            yield state._replace(x=self.decoded(x, observation))
 
 
 __all__ = ["DiffusionPolicy", "Policy"]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from poise.data import Limits, Scaling
 from poise.nn import MLP, EncoderSpec, NetworkSpec, Vector
 from poise.objectives import Density, Uniform
+from poise.policies.actions import Absolute, ActionSpace
 from poise.predictions import Flow, Prediction
 from poise.sampling import DPMSolverPP, Grid, Sampler, UniformTime
 from poise.schedules import Rectified, Schedule
@@ -18,6 +19,7 @@ class PolicySpec:
     Attributes:
         observations: Name of each observed feature -> its shape at one time step.
         action: Number of action dimensions.
+        space: What the actions of a plan are measured from.
         history: Observation steps, T_o.
         horizon: Action steps planned, T_p; index 0 is the action for the current observation.
         execute: Action steps run before the next plan, T_a.
@@ -32,6 +34,7 @@ class PolicySpec:
         sampler: Default sampler; any other runs from the same weights.
         grid: Times that the sampler visits.
         evaluations: Network evaluations a plan.
+        temperature: Factor of the noise; below 1 trades diversity for precision.
 
     Raises:
         ValueError: Horizons that do not fit each other, no observation, or no action.
@@ -39,6 +42,7 @@ class PolicySpec:
 
     observations: Mapping[str, tuple[int, ...]]
     action: int
+    space: ActionSpace = Absolute()
     history: int = 2
     horizon: int = 16
     execute: int = 8
@@ -53,6 +57,7 @@ class PolicySpec:
     sampler: Sampler = DPMSolverPP()
     grid: Grid = UniformTime()
     evaluations: int = 10
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.execute <= self.horizon:

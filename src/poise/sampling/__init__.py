@@ -3,7 +3,7 @@
 from poise.sampling.exponential import DDIM, DPMSolverPP
 from poise.sampling.grids import Grid, Trailing, UniformLogSNR, UniformTime
 from poise.sampling.loop import State, sample, start, trace
-from poise.sampling.noise import gaussian, per_sample
+from poise.sampling.noise import gaussian, per_sample, tempered
 from poise.sampling.runge_kutta import Euler, Heun
 from poise.sampling.sampler import Sampler
 
@@ -22,5 +22,6 @@ __all__ = [
     "per_sample",
     "sample",
     "start",
+    "tempered",
     "trace",
 ]

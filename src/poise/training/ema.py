@@ -9,6 +9,7 @@ average forgets its first, untrained parameters.
 import copy
 
 import torch
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from poise.policies import Policy
 
@@ -38,8 +39,8 @@ class EMA:
     @torch.no_grad()
     def update(self, policy: Policy) -> None:
         """Take one step towards the policy's parameters."""
-        averaged, current = list(self.policy.parameters()), list(policy.parameters())
-        torch._foreach_lerp_(averaged, current, 1 - self.decay)
+        step = get_ema_multi_avg_fn(self.decay)
+        step(list(self.policy.parameters()), list(policy.parameters()), self.updates)
         self.updates += 1
 
 

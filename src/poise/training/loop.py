@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from poise.data import Windows
+from poise.data import Batch, Windows
 from poise.policies import Policy
 from poise.training.ema import EMA
 
@@ -111,16 +111,10 @@ def train(
         rate = spec.learning_rate * _schedule(step, fraction, spec)
         for group in optimiser.param_groups:
             group["lr"] = rate
-        policy.train()
-        with torch.autocast(device.type, torch.bfloat16, enabled=spec.bfloat16):
-            loss = policy.masked_loss(windows[indices], generator)
-        optimiser.zero_grad()
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(policy.parameters(), spec.clip)
-        value = loss.item()
-        if not math.isfinite(value):
+        loss, norm = _gradient(policy, windows[indices], spec, generator)
+        if not math.isfinite(loss):
             raise FloatingPointError(
-                f"training got a loss of {value} at step {step}, expected a finite number: "
+                f"training got a loss of {loss} at step {step}, expected a finite number: "
                 "lower the learning rate or check the data"
             )
         optimiser.step()
@@ -129,9 +123,19 @@ def train(
         fraction = max(step / spec.steps, seconds / (60 * spec.minutes) if spec.minutes else 0.0)
         due = validation is not None and (step % spec.validate_every == 0 or fraction >= 1)
         held_out = validate(average.policy, validation, spec) if validation is not None and due else None
-        yield Progress(step, min(fraction, 1.0), value, rate, norm.item(), seconds, step * spec.batch, held_out)
+        yield Progress(step, min(fraction, 1.0), loss, rate, norm, seconds, step * spec.batch, held_out)
         if fraction >= 1:
             return
+
+
+def _gradient(policy: Policy, batch: Batch, spec: TrainingSpec, generator: torch.Generator) -> tuple[float, float]:
+    """Leave the clipped gradient of the loss in the parameters; the loss and the norm before clipping."""
+    policy.train().zero_grad()
+    with torch.autocast(generator.device.type, torch.bfloat16, enabled=spec.bfloat16):
+        loss = policy.masked_loss(batch, generator)
+    loss.backward()
+    norm = nn.utils.clip_grad_norm_(policy.parameters(), spec.clip)
+    return loss.item(), norm.item()
 
 
 def _order(count: int, spec: TrainingSpec, device: torch.device) -> Iterator[Tensor]:

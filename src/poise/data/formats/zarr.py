@@ -9,6 +9,8 @@ from poise.data.episodes import Episodes
 try:
     import numcodecs
     import zarr
+    from zarr.errors import GroupNotFoundError
+    from zarr.storage import LocalStore, ZipStore
 except ImportError as error:
     raise ImportError("reading zarr needs the extra 'zarr': pip install 'poise[zarr]'") from error
 
@@ -27,26 +29,31 @@ def read_zarr(path: str | Path, features: tuple[str, ...] | None = None) -> Epis
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist, expected a .zarr directory or .zarr.zip file")
-    store = zarr.storage.ZipStore(path, mode="r") if path.is_file() else zarr.storage.LocalStore(path, read_only=True)
+    store = ZipStore(path, mode="r") if path.is_file() else LocalStore(path, read_only=True)
     try:
-        root = zarr.open_group(store, mode="r")
-        arrays = {key: root[key] for key in _keys(root)}
+        arrays = _arrays(zarr.open_group(store, mode="r"))
         if "meta/episode_ends" not in arrays:
             raise ValueError(f"{path} holds {sorted(arrays)}, expected also 'meta/episode_ends'")
         found = sorted(key.removeprefix("data/") for key in arrays if key.startswith("data/"))
         missing = sorted(set(features or ()) - set(found))
         if missing:
             raise ValueError(f"{path} holds the features {found}, expected also {missing}: check their names")
-        ends = np.asarray(arrays["meta/episode_ends"][:])
-        return Episodes({name: np.asarray(arrays[f"data/{name}"][:]) for name in features or found}, ends)
-    except zarr.errors.GroupNotFoundError as error:
+        ends = np.asarray(arrays["meta/episode_ends"])
+        return Episodes({name: np.asarray(arrays[f"data/{name}"]) for name in features or found}, ends)
+    except GroupNotFoundError as error:
         raise ValueError(f"{path} is not a zarr group, expected a replay buffer with 'data' and 'meta'") from error
     finally:
         store.close()
 
 
-def _keys(root: zarr.Group) -> list[str]:
-    return [f"{group}/{name}" for group in ("data", "meta") if group in root for name, _ in root[group].arrays()]
+def _arrays(root: zarr.Group) -> dict[str, zarr.Array]:
+    groups = {name: root[name] for name in ("data", "meta") if name in root}
+    return {
+        f"{name}/{key}": array
+        for name, group in groups.items()
+        if isinstance(group, zarr.Group)
+        for key, array in group.arrays()
+    }
 
 
 def write_zarr(path: str | Path, episodes: Episodes) -> None:

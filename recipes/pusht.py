@@ -1,0 +1,69 @@
+"""Push-T from 206 human demonstrations (Chi et al. 2023, arXiv 2303.04137), learned from the state of the scene.
+
+    poise train recipes/pusht.py --data pusht_cchi_v7_replay.zarr
+    poise evaluate out/pusht --recipe recipes/pusht.py --episodes 500 --seed 100000
+
+The state is (agent x, agent y, block x, block y, block angle) in pixels and radians; an action is the target position
+of the agent in pixels, ten times a second.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poise import Episodes, PolicySpec, Recipe, Relative, Standard, Task, TrainingSpec
+from poise.data.formats.zarr import read_zarr
+
+CENTRE = 256.0  # px, of the square table of 512 px and of the goal
+
+
+def features(state: NDArray) -> dict[str, NDArray]:
+    """What the policy sees: positions, the block's angle as sine and cosine, and the agent in the block's frame."""
+    agent, block, angle = state[..., :2], state[..., 2:4], state[..., 4]
+    sine, cosine = np.sin(angle), np.cos(angle)
+    x, y = np.moveaxis(agent - block, -1, 0)
+    return {
+        "agent": agent,
+        "block": block,
+        "heading": np.stack([sine, cosine], axis=-1),
+        "agent_from_block": np.stack([cosine * x + sine * y, cosine * y - sine * x], axis=-1),
+    }
+
+
+def observe(observation: Any) -> dict[str, NDArray]:
+    """The environment's observation `(B, 5)` as features."""
+    return features(np.asarray(observation))
+
+
+def mirrored(state: NDArray, action: NDArray) -> tuple[NDArray, NDArray]:
+    """The same episode in a mirror along the diagonal x + y = 512, which leaves table, goal and block as they are."""
+    agent, block, angle = state[:, :2], state[:, 2:4], state[:, 4:]
+    return np.hstack([512 - agent[:, ::-1], 512 - block[:, ::-1], np.pi / 2 - angle]), 512 - action[:, ::-1]
+
+
+def read(path: Path | None) -> Episodes:
+    """The demonstrations and their mirror images."""
+    if path is None:
+        raise ValueError("the Push-T recipe got no data, expected --data pusht_cchi_v7_replay.zarr")
+    raw = read_zarr(path, ("state", "action"))
+    state, action = raw.features["state"].astype(np.float64), raw.features["action"].astype(np.float64)
+    mirror_state, mirror_action = mirrored(state, action)
+    both = {**features(np.vstack([state, mirror_state])), "action": np.vstack([action, mirror_action])}
+    return Episodes(both, np.concatenate([raw.ends, raw.ends + raw.steps]))
+
+
+recipe = Recipe(
+    policy=PolicySpec(
+        observations={"agent": (2,), "block": (2,), "heading": (2,), "agent_from_block": (2,)},
+        action=2,
+        space=Relative("agent"),
+        action_scaling=Standard(),
+        bound=None,
+    ),
+    training=TrainingSpec(minutes=19.5, steps=100_000, batch=512, bfloat16=True),
+    task=Task("gym_pusht:gym_pusht/PushT-v0", {"obs_type": "state"}, observe, extra="pusht"),
+    read=read,
+    padded=8,
+)

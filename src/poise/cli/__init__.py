@@ -1,0 +1,42 @@
+"""The command line: one file a verb."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from poise.cli.demo import demo
+from poise.cli.evaluate import evaluate
+from poise.cli.inspect import inspect
+from poise.cli.train import train_recipe
+
+
+def train(recipe: Annotated[Path, tyro.conf.Positional]) -> None:
+    """Learn a policy from demonstrations; poise train RECIPE --help lists the options of a recipe.
+
+    Args:
+        recipe: Python file that ends in 'recipe = Recipe(...)'.
+    """
+    train_recipe([str(recipe)])
+
+
+def main() -> None:
+    """Run `poise VERB ...`; what is wrong with the input ends in one line on stderr and exit status 2."""
+    arguments = sys.argv[1:]
+    try:
+        if arguments[:1] == ["train"]:
+            train_recipe(arguments[1:])  # whose options depend on the recipe
+        else:
+            tyro.extras.subcommand_cli_from_dict(
+                {"demo": demo, "evaluate": evaluate, "inspect": inspect, "train": train},
+                prog="poise",
+                description="From noise to poise: diffusion policies for robots, from demonstrations to closed loop.",
+                args=arguments,
+            )
+    except (ValueError, FileNotFoundError, ImportError, FloatingPointError) as error:
+        print(f"poise: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+__all__ = ["main", "train"]

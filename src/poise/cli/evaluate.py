@@ -1,0 +1,150 @@
+"""`poise evaluate CHECKPOINT`: closed-loop episodes of a policy, with intervals."""
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from poise.cli.train import machine
+from poise.evaluation import Task, latency, rollout, summary
+from poise.plain import concrete
+from poise.policies import DiffusionPolicy, Policy, load_checkpoint
+from poise.recipe import load_recipe
+from poise.sampling import DDIM, Grid, Sampler
+
+T = TypeVar("T")
+
+SAMPLERS: dict[str, Sampler] = {
+    **{name: kind() for name, kind in concrete(Sampler).items()},
+    "DDPM": DDIM(eta=1.0),
+}
+"""Samplers by the names of the command line."""
+
+GRIDS: dict[str, Grid] = {name: kind() for name, kind in concrete(Grid).items()}
+"""Time grids by the names of the command line."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How plans are sampled; what is not given is the checkpoint's.
+
+    Attributes:
+        sampler: DDIM, DDPM, DPMSolverPP, Euler or Heun.
+        grid: UniformTime, UniformLogSNR or Trailing.
+        evaluations: Network evaluations a plan.
+        temperature: Factor of the noise.
+    """
+
+    sampler: str | None = None
+    grid: str | None = None
+    evaluations: int | None = None
+    temperature: float | None = None
+
+    def of(self, policy: Policy) -> Policy:
+        """The policy under these choices.
+
+        Raises:
+            ValueError: An unknown name, or a policy that does not sample.
+        """
+        if self == Sampling():
+            return policy
+        if not isinstance(policy, DiffusionPolicy):
+            raise ValueError(
+                f"got options of sampling for a {type(policy).__name__}, expected a DiffusionPolicy: leave them out"
+            )
+        return policy.using(
+            _named("sampler", self.sampler, SAMPLERS),
+            _named("grid", self.grid, GRIDS),
+            self.evaluations,
+            self.temperature,
+        )
+
+
+def _named(kind: str, name: str | None, known: Mapping[str, T]) -> T | None:
+    if name is not None and name not in known:
+        raise ValueError(f"got the {kind} {name!r}, expected one of {sorted(known)}")
+    return None if name is None else known[name]
+
+
+def evaluate(
+    checkpoint: Annotated[Path, tyro.conf.Positional],
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),  # noqa: B008 (frozen)
+    recipe: Path | None = None,
+    environment: str | None = None,
+    episodes: int = 100,
+    seed: int = 100_000,
+    json: Path | None = None,
+    threads: int | None = None,
+) -> None:
+    """Try a policy in closed loop on consecutive seeds and print success, reward and latency with their intervals.
+
+    Args:
+        checkpoint: A file or directory of `poise train`.
+        sampling: How plans are sampled.
+        recipe: Recipe file whose task and adapters are used; it is run as a program.
+        environment: Gymnasium id to try instead, as `id` or `module:id`; needs no recipe where the names of its
+            observations are those of the policy.
+        episodes: Number of episodes.
+        seed: Seed of the first one; seeds from 100000 on are for evaluation and never for training.
+        json: File to write the figures to.
+        threads: CPU threads; by default PyTorch's choice.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    policy, task = sampling.of(load_checkpoint(checkpoint).policy), _task(recipe, environment)
+    begin = time.perf_counter()
+    bar = tqdm(rollout(policy, task, range(seed, seed + episodes)), total=episodes, desc="episodes")
+    figures = summary(list(bar), latency(policy))
+    seconds = time.perf_counter() - begin
+    print(described(figures))
+    if json:
+        write_json(json, {"policies": {type(policy).__name__: figures}, "seconds": seconds, "machine": machine()})
+
+
+def _task(recipe: Path | None, environment: str | None) -> Task:
+    if recipe is not None:
+        return load_recipe(recipe).task
+    if environment is None:
+        raise ValueError("got neither a recipe nor an environment, expected --recipe RECIPE or --environment ID")
+    return Task(environment)
+
+
+def described(figures: dict[str, Any]) -> str:
+    """The figures of `summary` as lines for people."""
+    low, high = figures["success_low"], figures["success_high"]
+    lines = [
+        f"success       {figures['success']:.1%}   (95 % Wilson interval {low:.1%} to {high:.1%}, "
+        f"{figures['episodes']} episodes)",
+        f"reward        {figures['reward_max_mean']:.3f}   (mean of the maximum; bootstrap "
+        f"{figures['reward_max_low']:.3f} to {figures['reward_max_high']:.3f})",
+        f"plan          {figures['plan_ms_median']:.1f} ms (p95 {figures['plan_ms_p95']:.1f} ms), "
+        f"{figures['evaluations']} network evaluations",
+    ]
+    if figures["collision"] is not None:
+        lines.append(f"collisions    {figures['collision']:.1%}")
+    if figures["mode_entropy"] is not None:
+        lines.append(f"mode entropy  {figures['mode_entropy']:.3f} of the demonstrators'")
+    if figures["jerk"] is not None:
+        lines.append(f"smoothness    jerk {figures['jerk']:.3g} action units a step cubed")
+    if figures["seam_jump"] is not None:
+        lines.append(f"plan seams    {figures['seam_jump']:.2f} x the change within plans")
+    return "\n".join(lines)
+
+
+def write_json(path: Path, results: dict[str, Any]) -> None:
+    """Write results, making the directory."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(_dumps(results))
+
+
+def _dumps(results: dict[str, Any]) -> str:
+    return json.dumps(results, indent=2) + "\n"
+
+
+__all__ = ["GRIDS", "SAMPLERS", "Sampling", "described", "evaluate", "write_json"]

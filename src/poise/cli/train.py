@@ -1,0 +1,143 @@
+"""`poise train RECIPE`: learn a policy from demonstrations."""
+
+import json
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import tyro
+from tqdm import tqdm
+
+from poise.data import Windows
+from poise.plain import concrete
+from poise.policies import DiffusionPolicy, NearestNeighbour, Policy, PolicySpec, save_checkpoint
+from poise.recipe import Recipe, load_recipe
+from poise.training import EMA, Progress, TrainingSpec, train
+
+_USAGE = """usage: poise train RECIPE [--data PATH] [--out DIR] [OPTIONS]
+
+Learn a policy from demonstrations. RECIPE is a Python file that ends in 'recipe = Recipe(...)'; its fields are the
+options: poise train RECIPE --help lists them.
+
+    poise train recipes/pusht.py --data pusht_cchi_v7_replay.zarr --training.minutes 5
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Learn a policy from demonstrations; every field of the recipe is an option.
+
+    Attributes:
+        recipe: The recipe file's.
+        data: Demonstrations, in the format that the recipe reads.
+        out: Where the checkpoint and the metrics are written.
+        method: Class of the policy: DiffusionPolicy, or a baseline.
+        device: Where to train, such as cpu or cuda.
+        threads: CPU threads; None leaves PyTorch's choice.
+    """
+
+    recipe: Annotated[Recipe, tyro.conf.arg(name="")]
+    out: Path
+    data: Path | None = None
+    method: str = DiffusionPolicy.__name__
+    device: str = "cpu"
+    threads: int | None = None
+
+
+def train_recipe(arguments: list[str]) -> None:
+    """Parse the command line after `poise train` and run it."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(_USAGE)
+        return
+    path = Path(arguments[0])
+    default = Run(load_recipe(path), Path("out") / path.stem)
+    run = tyro.cli(
+        Run, default=default, args=arguments[1:], prog=f"poise train {path}", config=(tyro.conf.SuppressFixed,)
+    )
+    kinds = concrete(Policy)
+    if run.method not in kinds:
+        raise ValueError(f"got the method {run.method!r}, expected one of {sorted(kinds)}")
+    if run.threads:
+        torch.set_num_threads(run.threads)
+    episodes = run.recipe.read(run.data)
+    training, validation = (run.recipe.windows(part) for part in episodes.split(run.recipe.validation))
+    print(f"{len(episodes)} episodes, {len(training)} training and {len(validation)} validation windows")
+    notes = {"recipe": str(path), "data": str(run.data), "machine": machine(), "training": run.recipe.training}
+    file = fit(kinds[run.method], run.recipe.policy, run.recipe.training, (training, validation), run.out, notes)
+    print(f"wrote {file}\nnext: poise evaluate {run.out} --recipe {path}")
+
+
+def fit(
+    kind: type[Policy],
+    spec: PolicySpec,
+    training: TrainingSpec,
+    windows: tuple[Windows, Windows | None],
+    out: Path,
+    notes: dict,
+) -> Path:
+    """Train with a progress bar and metrics in `metrics.jsonl`; Ctrl-C stops early and keeps what was learned.
+
+    Returns:
+        The checkpoint of the averaged policy.
+    """
+    torch.manual_seed(training.seed)
+    policy = kind(spec)
+    policy.fit(windows[0])
+    out.mkdir(parents=True, exist_ok=True)
+    if isinstance(policy, NearestNeighbour):
+        policy.remember(windows[0])
+        return save_checkpoint(out, policy, notes)
+    average = EMA(policy, training.ema_power, training.ema_maximum)
+    last = None
+    try:
+        for now in _reported(train(policy, windows[0], training, average, windows[1]), out / "metrics.jsonl", kind):
+            last = now
+    except KeyboardInterrupt:
+        print("interrupted: saving what was learned", file=sys.stderr)
+    return save_checkpoint(out, average.policy, {**notes, "progress": asdict(last) if last else None})
+
+
+def _reported(progress: Iterator[Progress], metrics: Path, kind: type[Policy]) -> Iterator[Progress]:
+    """Pass progress on, through a bar on the terminal and a line of JSON every 50 steps and every validation."""
+    losses, validation, shown = [], None, 0.0
+    with metrics.open("w") as lines, tqdm(total=100, desc=kind.__name__, unit="%", bar_format=_BAR) as bar:
+        for now in progress:
+            losses.append(now.loss)
+            validation = now.validation if now.validation is not None else validation
+            if now.step % 50 == 0 or now.validation is not None:
+                mean = sum(losses) / len(losses)
+                lines.write(json.dumps({**asdict(now), "loss": mean}) + "\n")
+                lines.flush()
+                losses = []
+                rate = now.samples / now.seconds
+                held_out = "" if validation is None else f", validation {validation:.4f}"
+                bar.set_postfix_str(f"step {now.step}, loss {mean:.4f}{held_out}, {rate:,.0f} samples/s")
+            bar.update(100 * now.fraction - shown)
+            shown = 100 * now.fraction
+            yield now
+
+
+_BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left, {postfix}"
+
+
+def machine() -> str:
+    """What figures depend on, in words."""
+    return (
+        f"{_processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
+    )
+
+
+def _processor() -> str:
+    file = Path("/proc/cpuinfo")
+    lines = file.read_text().splitlines() if file.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
+
+
+__all__ = ["Run", "fit", "machine", "train_recipe"]

@@ -1,0 +1,216 @@
+"""Closed-loop evaluation: many seeds through a few environments side by side, each episode independent of the rest."""
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from gymnasium.spaces import Box
+from gymnasium.vector import AutoresetMode
+from numpy.typing import NDArray
+
+from poise.evaluation.statistics import bootstrap, entropy, jerk, seam_jump, wilson
+from poise.evaluation.task import Task
+from poise.policies import Policy, RecedingHorizon
+
+
+@dataclass(frozen=True)
+class Episode:
+    """One closed-loop episode.
+
+    Attributes:
+        seed: Of the environment and of the policy's noise.
+        success: What the environment's `is_success` said at the end, or else whether it terminated.
+        reward_max: Largest reward of a step.
+        reward_sum: Sum of rewards.
+        collision: Where the environment tells, else None.
+        mode: Which of several ways it was solved, where the environment tells, else None.
+        actions: `(steps, action)`, as the policy gave them.
+        fresh: `(steps,)`, whether a step began a new plan.
+        observations: Feature -> `(steps, ...)`, what each action answered.
+    """
+
+    seed: int
+    success: bool
+    reward_max: float
+    reward_sum: float
+    collision: bool | None
+    mode: int | None
+    actions: NDArray[np.float32]
+    fresh: NDArray[np.bool_]
+    observations: dict[str, NDArray]
+
+
+def rollout(policy: Policy, task: Task, seeds: Sequence[int]) -> Iterator[Episode]:
+    """Yield every episode as it ends, in no particular order.
+
+    A slot that ends its episode starts the next seed at once. An episode depends on its seed alone, up to the rounding
+    of batched arithmetic.
+
+    Args:
+        policy: Any policy.
+        task: Where to try it.
+        seeds: One an episode.
+
+    Raises:
+        ValueError: An environment that resets by itself or has no box of actions, or observations that do not fit the
+            policy.
+    """
+    slots = _Slots(policy, task, seeds)
+    try:
+        while slots.active.any():
+            yield from slots.step()
+    finally:
+        slots.envs.close()
+
+
+class _Slots:
+    """Environments side by side, each at its own seed, and what has been recorded of their episodes."""
+
+    def __init__(self, policy: Policy, task: Task, seeds: Sequence[int]) -> None:
+        count = min(task.slots, len(seeds))
+        self.policy, self.task, self.waiting = policy, task, list(seeds[count:])
+        self.envs = task.make(count)
+        limits, mode = self.envs.single_action_space, self.envs.metadata.get("autoreset_mode")
+        if mode != AutoresetMode.DISABLED or not isinstance(limits, Box):
+            raise ValueError(
+                f"rollout got {task.environment!r} with {mode} and actions {limits}, "
+                "expected autoreset_mode DISABLED and a Box"
+            )
+        self.low, self.high = limits.low, limits.high
+        self.current = np.array(seeds[:count])
+        self.records: list[list[_Step]] = [[] for _ in range(count)]
+        self.active = np.ones(count, bool)
+        self.control = RecedingHorizon(policy, count)
+        self.control.reset(self.current)
+        self.raw, _ = self.envs.reset(seed=self.current.tolist())
+
+    def step(self) -> Iterator[Episode]:
+        """One control step of every active slot, and the episodes that it ends."""
+        features = self.task.observe(self.raw)
+        _fits(self.policy, features)
+        actions = self.control.act(features, self.active)
+        bounded = np.clip(actions, self.low, self.high)
+        self.raw, rewards, terminated, truncated, infos = self.envs.step(bounded)
+        for i in np.flatnonzero(self.active):
+            seen = {name: features[name][i] for name in self.policy.spec.observations}
+            self.records[i].append(_Step(seen, actions[i], self.control.fresh[i], float(rewards[i])))
+        done = self.active & (terminated | truncated)
+        for i in np.flatnonzero(done):
+            told = {name: infos[name][i] for name in ("is_success", "collision", "mode") if name in infos}
+            yield _episode(int(self.current[i]), self.records[i], bool(terminated[i]), told)
+            self.records[i] = []
+        self._refill(done)
+
+    def _refill(self, done: NDArray[np.bool_]) -> None:
+        """Start waiting seeds in the slots that are done; slots without one go idle."""
+        free = np.flatnonzero(done)
+        again, self.active[free[len(self.waiting) :]] = free[: len(self.waiting)], False
+        if len(again):
+            self.current[again], self.waiting = self.waiting[: len(again)], self.waiting[len(again) :]
+            mask = np.isin(np.arange(len(done)), again)
+            self.raw, _ = self.envs.reset(seed=self.current.tolist(), options={"reset_mask": mask})
+            self.control.reset(self.current[again], mask)
+
+
+class _Step(NamedTuple):
+    seen: dict[str, NDArray]
+    action: NDArray[np.float32]
+    fresh: bool
+    reward: float
+
+
+def _fits(policy: Policy, features: dict[str, NDArray]) -> None:
+    for name, shape in policy.spec.observations.items():
+        got = features[name].shape[1:] if name in features else None
+        if got != tuple(shape):
+            found = {name: values.shape[1:] for name, values in features.items()}
+            raise ValueError(
+                f"The environment gives the features {found}, but the policy expects {dict(policy.spec.observations)}: "
+                "name the recipe that adapts them, poise evaluate CHECKPOINT --recipe RECIPE"
+            )
+
+
+def _episode(seed: int, record: list[_Step], terminated: bool, told: dict[str, Any]) -> Episode:
+    rewards = [step.reward for step in record]
+    return Episode(
+        seed=seed,
+        success=bool(told.get("is_success", terminated)),
+        reward_max=max(rewards),
+        reward_sum=sum(rewards),
+        collision=bool(told["collision"]) if "collision" in told else None,
+        mode=int(told["mode"]) if "mode" in told else None,
+        actions=np.stack([step.action for step in record]),
+        fresh=np.array([step.fresh for step in record]),
+        observations={name: np.stack([step.seen[name] for step in record]) for name in record[0].seen},
+    )
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one plan for one robot.
+
+    Attributes:
+        median: Milliseconds.
+        p95: Milliseconds.
+        evaluations: Network evaluations, counted.
+    """
+
+    median: float
+    p95: float
+    evaluations: int
+
+
+def latency(policy: Policy, repeats: int = 30) -> Latency:
+    """Time plans of batch 1 on a zero observation, after a few to warm up."""
+    spec, device = policy.spec, policy.action_normaliser.scale.device
+    observation = {n: torch.zeros(1, spec.history, *shape, device=device) for n, shape in spec.observations.items()}
+    with torch.inference_mode():
+        *_, last = policy.trace(observation)
+    seconds = []
+    for _ in range(repeats + 3):
+        begin = time.perf_counter()
+        policy.plan(observation).cpu()
+        seconds.append(time.perf_counter() - begin)
+    timed = 1e3 * np.array(seconds[3:])
+    return Latency(float(np.median(timed)), float(np.quantile(timed, 0.95)), last.evaluations)
+
+
+def summary(episodes: Sequence[Episode], timing: Latency, demonstrated_entropy: float | None = None) -> dict[str, Any]:
+    """The figures of one policy, ready for JSON; a figure that does not apply is None.
+
+    Args:
+        episodes: Of the policy.
+        timing: Of its plans.
+        demonstrated_entropy: Entropy of the demonstrators' modes, which that of the successes is divided by.
+    """
+    success = wilson(sum(e.success for e in episodes), len(episodes))
+    reward = bootstrap([e.reward_max for e in episodes])
+    collisions = [e.collision for e in episodes if e.collision is not None]
+    modes = [e.mode for e in episodes if e.success and e.mode is not None]
+    return {
+        "success": success.value,
+        "success_low": success.low,
+        "success_high": success.high,
+        "reward_max_mean": reward.value,
+        "reward_max_low": reward.low,
+        "reward_max_high": reward.high,
+        "collision": float(np.mean(collisions)) if collisions else None,
+        "mode_entropy": entropy(modes) / demonstrated_entropy if demonstrated_entropy else None,
+        "plan_ms_median": timing.median,
+        "plan_ms_p95": timing.p95,
+        "evaluations": timing.evaluations,
+        "jerk": _mean([jerk(e.actions) for e in episodes]),
+        "seam_jump": _mean([seam_jump(e.actions, e.fresh) for e in episodes]),
+        "episodes": len(episodes),
+    }
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    finite = [v for v in values if np.isfinite(v)]
+    return float(np.mean(finite)) if finite else None
+
+
+__all__ = ["Episode", "Latency", "latency", "rollout", "summary"]

@@ -29,7 +29,7 @@ ROUTES: Final = (ROBOT, SKY, PLAN, GOAL)  # from the uppermost route to the lowe
 WIDTH: Final = 10.0  # inches, of every figure
 
 _PANELS = 6  # of a denoising
-_VECTOR = 240  # trajectories up to which a figure stays small as vectors
+_SHOWN = 100  # trajectories a panel that can still be told apart
 
 Floats = NDArray[np.float64]
 Trajectory = tuple[NDArray, bool]
@@ -48,7 +48,12 @@ def integrate(position: ArrayLike, velocity: ArrayLike, commands: ArrayLike) -> 
         Positions in metres (P, T, 2), after each command.
     """
     plans = np.clip(_positions("commands", commands, 3), -1.0, 1.0)
-    place, speed = np.zeros((2, len(plans), 2)) + np.stack(np.broadcast_arrays(position, velocity)).reshape(2, -1, 2)
+    for name, value in (("position", position), ("velocity", velocity)):
+        if np.shape(value) not in ((2,), (len(plans), 2)):
+            raise ValueError(
+                f"{name} has shape {np.shape(value)}; expected (2,) or ({len(plans)}, 2), one for each plan."
+            )
+    place, speed = (np.broadcast_to(value, (len(plans), 2)) for value in (position, velocity))
     path = np.empty_like(plans)
     for k in range(plans.shape[1]):
         place, speed = advance(place, speed, plans[:, k], DT)
@@ -65,23 +70,26 @@ def routes_figure(map: Map, panels: Mapping[str, Sequence[Trajectory]]) -> Figur
 
     Returns:
         A figure with a panel a policy; successes have the colour of their route, failures are red and end in a cross.
+        At most 100 trajectories a panel, evenly spread, are drawn; the counts are of all.
     """
     if not panels:
         raise ValueError("routes_figure got no panels; expected at least one policy with its trajectories.")
     figure, grid = _grid(map, len(panels), 2 if len(panels) in (2, 4) else min(3, len(panels)))
-    vector = sum(len(trajectories) for trajectories in panels.values()) <= _VECTOR
     for axes, (name, trajectories) in zip(grid, panels.items(), strict=True):
+        arrived = sum(bool(success) for _, success in trajectories)
+        _panel(axes, map, name[:1].upper() + name[1:], f"{arrived} of {len(trajectories)} reach the goal")
         paths = [_positions(f"trajectory {k} of {name!r}", path, 2) for k, (path, _) in enumerate(trajectories)]
-        won = np.array([success for _, success in trajectories], bool)
-        _panel(axes, map, name[:1].upper() + name[1:], f"{won.sum()} of {len(won)} reach the goal")
-        solved = [path for path, success in zip(paths, won, strict=True) if success]
-        failed = [path for path, success in zip(paths, won, strict=True) if not success]
-        _draw(axes, map, solved, [_colour(map, path) for path in solved], 1.0 if len(solved) < 120 else 0.7, vector)
-        _draw(axes, map, failed, [FAILURE] * len(failed), 1.0, vector)
+        shown = _spread(len(paths), _SHOWN)
+        solved = [paths[k] for k in shown if trajectories[k][1]]
+        failed = [paths[k] for k in shown if not trajectories[k][1]]
+        _draw(axes, map, solved, [_colour(map, path) for path in solved], 1.0)
+        _draw(axes, map, failed, [FAILURE] * len(failed), 1.0)
         ends = np.array([path[-1] for path in failed]).reshape(-1, 2)
         axes.plot(*ends.T, "x", color=FAILURE, markersize=5, markeredgewidth=1.6, zorder=6, label="failed")
+    thinned = any(len(trajectories) > _SHOWN for trajectories in panels.values())
     figure.set_label(
-        "Trajectories from start (left) to goal (right), coloured by route; failures are red, with a cross."
+        "Trajectories from start (left) to goal (right), coloured by route; failures are red and end in a cross."
+        + thinned * f" At most {_SHOWN} a panel are drawn."
     )
     return figure
 
@@ -101,7 +109,7 @@ def denoising_figure(map: Map, states: Sequence[tuple[float, NDArray]], position
     """
     if not states:
         raise ValueError("denoising_figure got no states; expected those that Policy.trace yields, as positions.")
-    chosen = [states[k] for k in np.unique(np.linspace(0, len(states) - 1, _PANELS).round().astype(int))]
+    chosen = [states[k] for k in _spread(len(states), _PANELS)]
     figure, grid = _grid(map, len(chosen), min(3, len(chosen)))
     anchored = [(t, [np.vstack([position, p]) for p in _positions(f"state t = {t}", x, 3)]) for t, x in chosen]
     colours = [_colour(map, path) for path in anchored[-1][1]]
@@ -110,7 +118,7 @@ def denoising_figure(map: Map, states: Sequence[tuple[float, NDArray]], position
             raise ValueError(f"state t = {t} has {len(paths)} plans, the last one {len(colours)}; expected as many.")
         note = "noise" if t == chosen[0][0] else "plans" if t == chosen[-1][0] else ""
         _panel(axes, map, f"t = {t:.2f}", note)
-        _draw(axes, map, paths, colours, 1.1, len(paths) * len(chosen) <= 2 * _VECTOR)
+        _draw(axes, map, paths, colours, 1.1)
         axes.add_patch(Circle(tuple(goal), GOAL_RADIUS, facecolor=to_rgba(GOAL, 0.25), edgecolor=GOAL, zorder=3))
         axes.add_patch(Circle(tuple(goal), 0.014, color=GOAL, linewidth=0, zorder=3))
         axes.add_patch(Circle(tuple(position), map.robot_radius + 0.012, color=FLOOR, linewidth=0, zorder=5))
@@ -125,6 +133,11 @@ def _positions(name: str, values: ArrayLike, dims: int) -> Floats:
         expected = "(steps, 2)" if dims == 2 else "(P, T, 2)"
         raise ValueError(f"{name} has shape {array.shape}; expected {expected} with at least one step, (x, y) last.")
     return array
+
+
+def _spread(count: int, most: int) -> list[int]:
+    """At most `most` of `count` indices, evenly spread from the first to the last."""
+    return np.unique(np.linspace(0, count - 1, min(count, most)).round().astype(int)).tolist()
 
 
 def _grid(map: Map, count: int, columns: int) -> tuple[Figure, list[Axes]]:
@@ -149,10 +162,9 @@ def _panel(axes: Axes, map: Map, title: str, note: str) -> None:
     axes.set_title(note, loc="right", color=MUTED, fontsize=9.5, pad=7)
 
 
-def _draw(axes: Axes, map: Map, paths: Sequence[Floats], colours: Sequence[str], width: float, vector: bool) -> None:
+def _draw(axes: Axes, map: Map, paths: Sequence[Floats], colours: Sequence[str], width: float) -> None:
     """Draw paths, cut off at the walls."""
     lines = LineCollection(list(paths), colors=list(colours), linewidths=width, alpha=0.62, capstyle="round", zorder=4)
-    lines.set_rasterized(not vector)
     axes.add_collection(lines, autolim=False)
     corner = -map.half_width, -map.half_height
     lines.set_clip_path(Rectangle(corner, 2 * map.half_width, 2 * map.half_height, transform=axes.transData))

@@ -53,7 +53,8 @@ def success_figure(policies: Mapping[str, Mapping[str, Any]]) -> Figure:
     """
     _complete("success_figure", list(policies.values()), ("success", "success_low", "success_high", "collision"))
     height = 0.72 + 0.52 * len(policies)
-    figure, columns = _figure(height, [2.35, 1.0, 1.0], {"left": 0.155, "right": 1.0, "wspace": 0.09})
+    left = min(0.35, 0.02 + 0.0085 * max(len(name) for name in policies))
+    figure, columns = _figure(height, [2.35, 1.0, 1.0], {"left": left, "right": 1.0, "wspace": 0.09})
     figure.subplots_adjust(top=1 - 0.45 / height, bottom=0.1 / height)
     for axes, measure in zip(columns, _MEASURES, strict=True):
         _bars(axes, measure, list(policies.values()))
@@ -71,11 +72,11 @@ def success_figure(policies: Mapping[str, Mapping[str, Any]]) -> Figure:
 
 def _bars(axes: Axes, measure: _Measure, policies: Sequence[Mapping[str, Any]]) -> None:
     axes.set_title(measure.title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=9)
-    rows, wide = np.arange(len(policies)), measure.interval is not None
+    rows, wide = range(len(policies)), measure.interval is not None
     axes.barh(rows, np.ones(len(rows)), height=0.44, color=TRACK, label="track")
     known = [(row, float(p[measure.key])) for row, p in zip(rows, policies, strict=True) if p[measure.key] is not None]
     axes.barh([row for row, _ in known], [v for _, v in known], height=0.44, color=measure.colour, label=measure.title)
-    for row in set(rows.tolist()) - {int(row) for row, _ in known}:
+    for row in set(rows) - {row for row, _ in known}:
         axes.text(1.05, row, "–", color=MUTED, fontsize=_TEXT, va="center")
     for row, value in known:
         place = 1.03 if wide else 1.06
@@ -199,9 +200,11 @@ def training_figure(metrics: Sequence[Mapping[str, float]]) -> Figure:
         axes.plot(*np.array(held, float).T, "o-", color=PLAN, linewidth=_LINE, markersize=5, label="validation")
     _style(axes, "Loss")
     axes.set_yscale("log")
-    axes.set_ylim(0.8 * min(*_smoothed(loss), *(value for _, value in held)), 1.1 * _smoothed(loss).max())
+    low, high = min([*_smoothed(loss), *(value for _, value in held)]), _smoothed(loss).max()
+    digits = "25" if high > 4 * low else "23456789"
+    axes.set_ylim(0.8 * low, 1.1 * high)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
-    axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}" if f"{y:.0e}"[0] in "25" else ""))
+    axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}" if f"{y:.0e}"[0] in digits else ""))
     axes.tick_params(which="minor", length=0, labelsize=_TEXT, labelcolor=MUTED)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
     axes.set_xlabel("step", color=MUTED, fontsize=_TEXT, labelpad=6)

@@ -127,7 +127,7 @@ def _section(section: Section, numbers: Sequence[int]) -> str:
 
 def _figure(figure: Figure, number: int) -> str:
     caption = escape(str(figure.get_label()))
-    content, kind = _vector(figure, number), "vector"
+    content, kind = _vector(figure, caption, number), "vector"
     if len(content) > _LARGE:
         content, kind = _image(figure, caption), "image"
     return (
@@ -136,7 +136,7 @@ def _figure(figure: Figure, number: int) -> str:
     )
 
 
-def _vector(figure: Figure, number: int) -> str:
+def _vector(figure: Figure, caption: str, number: int) -> str:
     """SVG for the inside of a page: ids of its own, no address, the page's colours and fonts."""
     file = io.StringIO()
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "poise"}):
@@ -147,6 +147,8 @@ def _vector(figure: Figure, number: int) -> str:
     svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, count=1, flags=re.DOTALL)
     svg = re.sub(r'\s(xmlns(:xlink)?|version|width|height)="[^"]*"', "", svg[: svg.index(">")]) + svg[svg.index(">") :]
     svg = re.sub(r'(\sid="|xlink:href="#|href="#|url\(#)', rf"\g<1>f{number}-", svg).replace("xlink:href=", "href=")
+    svg = re.sub(r' d="[^"]*"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), svg)
+    svg = svg.replace("<svg", f'<svg role="img" aria-label="{caption}"', 1)
     colours = re.compile("|".join(_THEME))
     return colours.sub(lambda found: f"var(--{_THEME[found[0]][0]})", svg).strip()
 

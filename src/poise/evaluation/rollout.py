@@ -97,22 +97,23 @@ class _Slots:
         for i in np.flatnonzero(self.active):
             seen = {name: features[name][i] for name in self.policy.spec.observations}
             self.records[i].append(_Step(seen, actions[i], self.control.fresh[i], float(rewards[i])))
-        done = self.active & (terminated | truncated)
-        for i in np.flatnonzero(done):
+        done = terminated | truncated
+        for i in np.flatnonzero(self.active & done):
             told = {name: infos[name][i] for name in ("is_success", "collision", "mode") if name in infos}
             yield _episode(int(self.current[i]), self.records[i], bool(terminated[i]), told)
             self.records[i] = []
         self._refill(done)
 
     def _refill(self, done: NDArray[np.bool_]) -> None:
-        """Start waiting seeds in the slots that are done; slots without one go idle."""
+        """Start waiting seeds in the slots that are done; slots without one run on idly, for they cannot stand still."""
+        if not done.any():
+            return
         free = np.flatnonzero(done)
-        again, self.active[free[len(self.waiting) :]] = free[: len(self.waiting)], False
-        if len(again):
-            self.current[again], self.waiting = self.waiting[: len(again)], self.waiting[len(again) :]
-            mask = np.isin(np.arange(len(done)), again)
-            self.raw, _ = self.envs.reset(seed=self.current.tolist(), options={"reset_mask": mask})
-            self.control.reset(self.current[again], mask)
+        self.active[free[len(self.waiting) :]] = False
+        begun = free[: len(self.waiting)]
+        self.current[begun], self.waiting = self.waiting[: len(begun)], self.waiting[len(begun) :]
+        self.raw, _ = self.envs.reset(seed=self.current.tolist(), options={"reset_mask": done})
+        self.control.reset(self.current[done], done)
 
 
 class _Step(NamedTuple):

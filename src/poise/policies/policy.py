@@ -135,10 +135,6 @@ class Policy(nn.Module, ABC):
         *_, last = self.trace(observation, noise)
         return last.x
 
-    def masked_loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """Mean of the loss over the real actions of a batch."""
-        return (self.loss(batch, generator).mean(-1) * batch.real).sum() / batch.real.sum()
-
 
 class DiffusionPolicy(Policy):
     """A diffusion over plans, conditioned on the observation (Chi et al. 2023, arXiv 2303.04137)."""

@@ -28,6 +28,8 @@ class TrainingSpec:
         clip: Largest norm of the gradient.
         ema_power: Power of the averaging warm-up.
         ema_maximum: Largest decay of the average.
+        mask_padding: Leave padded actions out of the loss. By default they count, and a policy learns to hold its last
+            action at the end of an episode; what no window ever trains, a diffusion would fill at random.
         bfloat16: Run the network under bfloat16 autocast; parameters and sums stay float32.
         validate_every: Steps between validations.
         seed: Of batches, noise and initialisation.
@@ -46,6 +48,7 @@ class TrainingSpec:
     clip: float = 1.0
     ema_power: float = 0.75
     ema_maximum: float = 0.9995
+    mask_padding: bool = False
     bfloat16: bool = False
     validate_every: int = 1000
     seed: int = 0
@@ -132,10 +135,15 @@ def _gradient(policy: Policy, batch: Batch, spec: TrainingSpec, generator: torch
     """Leave the clipped gradient of the loss in the parameters; the loss and the norm before clipping."""
     policy.train().zero_grad()
     with torch.autocast(generator.device.type, torch.bfloat16, enabled=spec.bfloat16):
-        loss = policy.masked_loss(batch, generator)
+        loss = _loss(policy, batch, spec, generator)
     loss.backward()
     norm = nn.utils.clip_grad_norm_(policy.parameters(), spec.clip)
     return loss.item(), norm.item()
+
+
+def _loss(policy: Policy, batch: Batch, spec: TrainingSpec, generator: torch.Generator) -> Tensor:
+    loss = policy.loss(batch, generator).mean(-1)
+    return (loss * batch.real).sum() / batch.real.sum() if spec.mask_padding else loss.mean()
 
 
 def _order(count: int, spec: TrainingSpec, device: torch.device) -> Iterator[Tensor]:
@@ -161,7 +169,7 @@ def validate(policy: Policy, windows: Windows, spec: TrainingSpec, most: int = 4
     device = policy.action_normaliser.scale.device
     generator = torch.Generator(device).manual_seed(spec.seed)
     indices = torch.linspace(0, len(windows) - 1, min(most, len(windows))).long().to(device)
-    losses = [policy.masked_loss(windows[chunk], generator).item() for chunk in indices.split(512)]
+    losses = [_loss(policy, windows[chunk], spec, generator).item() for chunk in indices.split(512)]
     sizes = [len(chunk) for chunk in indices.split(512)]
     return sum(a * b for a, b in zip(losses, sizes, strict=True)) / len(indices)
 

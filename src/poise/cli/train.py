@@ -122,7 +122,7 @@ def _reported(progress: Iterator[Progress], metrics: Path, kind: type[Policy]) -
             yield now
 
 
-_BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left, {postfix}"
+_BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
 
 
 def machine() -> str:

@@ -79,7 +79,7 @@ def _bars(axes: Axes, measure: _Measure, policies: Sequence[Mapping[str, Any]]) 
     for row in set(rows) - {row for row, _ in known}:
         axes.text(1.05, row, "–", color=MUTED, fontsize=_TEXT, va="center")
     for row, value in known:
-        place = 1.03 if wide else 1.06
+        place = max(1.0, value) + (0.03 if wide else 0.06)
         axes.text(place, row, measure.text(value), color=INK, fontsize=_TEXT, fontweight="bold", va="center")
         if measure.interval is not None:
             low, high = (float(policies[row][key]) for key in measure.interval)
@@ -108,15 +108,8 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure.subplots_adjust(top=0.8, bottom=0.125)
     for k, name in enumerate(dict.fromkeys(row["sampler"] for row in rows)):
         mine = sorted((row for row in rows if row["sampler"] == name), key=lambda row: row["evaluations"])
-        x = np.array([row["evaluations"] for row in mine], float)
-        low, value, high, median, p95 = (
-            np.array([row[key] for row in mine], float) for key in keys[3:4] + keys[2:3] + keys[4:]
-        )
-        colour, marker = SERIES[k % len(SERIES)]
-        style = {"color": colour, "marker": marker, "markersize": 6, "linewidth": _LINE, "label": name}
-        for axes, line, band in ((success, value, (low, high)), (cost, median, (median, p95))):
-            axes.fill_between(x, *band, color=colour, alpha=0.1, linewidth=0)
-            axes.plot(x, line, markeredgecolor=FLOOR, markeredgewidth=0.8, **style)
+        _curve(success, mine, ("success", "success_low", "success_high"), k)
+        _curve(cost, mine, ("plan_ms_median", "plan_ms_median", "plan_ms_p95"), k)
     _style(success, "Success")
     _style(cost, "Milliseconds a plan")
     floor = min(row["success_low"] for row in rows)
@@ -129,7 +122,7 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     figure.legend(
         handles=lines,
         loc="upper left",
-        bbox_to_anchor=(0.055, 1.0),
+        bbox_to_anchor=(0.055, 0.98),
         borderpad=0,
         borderaxespad=0,
         ncols=len(lines) if len(lines) < 6 else -(-len(lines) // 2),
@@ -144,6 +137,15 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         "percentile, and the periods of 10 Hz and 30 Hz control. Evaluations of the network are counted, not declared."
     )
     return figure
+
+
+def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], keys: tuple[str, str, str], k: int) -> None:
+    """Draw the k-th sampler: a line through the first of the keys, a band between the others."""
+    x, line, low, high = (np.array([row[key] for row in rows], float) for key in ("evaluations", *keys))
+    (colour, marker), name = SERIES[k % len(SERIES)], rows[0]["sampler"]
+    axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
+    edge = {"markersize": 6, "markeredgecolor": FLOOR, "markeredgewidth": 0.8}
+    axes.plot(x, line, color=colour, marker=marker, linewidth=_LINE, label=name, **edge)
 
 
 def _milliseconds(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -10,10 +10,10 @@ import numpy as np
 from gymnasium.vector import AutoresetMode, VectorEnv
 from numpy.typing import NDArray
 
-Adapter = Callable[[Any], dict[str, NDArray]]
+Adapter = Callable[[Any], dict[str, NDArray[Any]]]
 
 
-def as_named(observation: Any) -> dict[str, NDArray]:
+def as_named(observation: Any) -> dict[str, NDArray[Any]]:
     """Observations of a dictionary space as they are; those of a box under the name `state`."""
     if isinstance(observation, Mapping):
         return {name: np.asarray(values) for name, values in observation.items()}

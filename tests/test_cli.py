@@ -1,0 +1,166 @@
+import importlib
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from poise.cli import main
+from poise.policies import load_checkpoint
+
+RECIPE = """
+import numpy as np
+from poise import MLP, Episodes, PolicySpec, Recipe, Task, TrainingSpec
+from poise.envs import Map, demonstrate
+
+
+def read(path):
+    data = demonstrate(Map(), 40, seed=0, noise=0.1)
+    features = {name: data[name] for name in ("position", "velocity", "goal", "action")}
+    return Episodes(features, data["episode_ends"])
+
+
+recipe = Recipe(
+    policy=PolicySpec(
+        {"position": (2,), "velocity": (2,), "goal": (2,)}, 2, network=MLP(width=32, depth=1, condition=16)
+    ),
+    training=TrainingSpec(steps=30, batch=32, warmup=5, validate_every=10),
+    task=Task("poise.envs:poise/Navigate-v0", slots=4),
+    read=read,
+)
+"""
+
+
+def run(monkeypatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["poise", *map(str, arguments)])
+    main()
+
+
+def refused(monkeypatch, capsys, *arguments: object) -> str:
+    """What a command that must fail says on stderr."""
+    with pytest.raises(SystemExit) as exit_:
+        run(monkeypatch, *arguments)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    path = tmp_path / "small.py"
+    path.write_text(RECIPE)
+    return path
+
+
+@pytest.fixture
+def checkpoint(recipe, tmp_path, monkeypatch) -> Path:
+    run(monkeypatch, "train", recipe, "--out", tmp_path / "run")
+    return tmp_path / "run"
+
+
+def test_train_evaluate_inspect(checkpoint, recipe, monkeypatch, capsys, tmp_path):
+    metrics = [json.loads(line) for line in (checkpoint / "metrics.jsonl").read_text().splitlines()]
+    assert [m["step"] for m in metrics] == [10, 20, 30]
+    assert all(np.isfinite([m["loss"], m["validation"]]).all() for m in metrics)
+
+    file = tmp_path / "results.json"
+    options = ("--episodes", 6, "--seed", 7, "--sampler", "DDPM", "--evaluations", 4, "--json", file)
+    run(monkeypatch, "evaluate", checkpoint, "--recipe", recipe, *options)
+    out = capsys.readouterr().out
+    assert "6 episodes" in out
+    assert "4 network evaluations" in out
+    results = json.loads(file.read_text())
+    assert set(results) == {"policies", "seconds", "machine"}
+    figures = results["policies"]["DiffusionPolicy"]
+    assert (figures["evaluations"], figures["episodes"]) == (4, 6)
+
+    run(monkeypatch, "inspect", checkpoint)
+    out = capsys.readouterr().out
+    assert "DiffusionPolicy" in out
+    assert '"steps": 30' in out
+
+
+def test_the_environment_needs_no_recipe_where_names_agree(checkpoint, monkeypatch, capsys):
+    run(monkeypatch, "evaluate", checkpoint, "--environment", "poise.envs:poise/Navigate-v0", "--episodes", 2)
+    assert "2 episodes" in capsys.readouterr().out
+
+
+def test_fields_of_the_recipe_are_options(recipe, monkeypatch, tmp_path):
+    options = ("--training.steps", 5, "--policy.network.width", 16, "--policy.execute", 4)
+    run(monkeypatch, "train", recipe, "--out", tmp_path / "other", *options)
+    spec = load_checkpoint(tmp_path / "other").policy.spec
+    assert (spec.network.width, spec.execute) == (16, 4)
+
+
+@pytest.mark.parametrize("method", ["Regression", "NearestNeighbour"])
+def test_baselines_are_trained_and_evaluated_by_the_same_commands(recipe, method, monkeypatch, capsys, tmp_path):
+    run(monkeypatch, "train", recipe, "--out", tmp_path / "base", "--method", method)
+    run(monkeypatch, "evaluate", tmp_path / "base", "--recipe", recipe, "--episodes", 2)
+    assert "2 episodes" in capsys.readouterr().out
+    assert "expected a DiffusionPolicy" in refused(
+        monkeypatch, capsys, "evaluate", tmp_path / "base", "--recipe", recipe, "--sampler", "DDIM"
+    )
+
+
+def test_interrupting_leaves_a_usable_checkpoint(recipe, monkeypatch, tmp_path, capsys):
+    verb = importlib.import_module("poise.cli.train")
+    plain = verb.train
+
+    def interrupted(*arguments):
+        for progress in plain(*arguments):
+            if progress.step == 7:
+                raise KeyboardInterrupt
+            yield progress
+
+    monkeypatch.setattr(verb, "train", interrupted)
+    run(monkeypatch, "train", recipe, "--out", tmp_path / "cut")
+    assert "saving what was learned" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "cut").notes["progress"]["step"] == 6
+
+
+def test_mistakes_end_in_one_line(checkpoint, recipe, monkeypatch, capsys, tmp_path):
+    none = tmp_path / "none"
+    assert "none does not exist" in refused(monkeypatch, capsys, "evaluate", none, "--recipe", recipe)
+    assert "expected --recipe RECIPE or --environment ID" in refused(monkeypatch, capsys, "evaluate", checkpoint)
+    unknown = refused(monkeypatch, capsys, "evaluate", checkpoint, "--environment", "Nowhere-v0")
+    assert "got the environment 'Nowhere-v0'" in unknown
+    sampler = refused(monkeypatch, capsys, "evaluate", checkpoint, "--recipe", recipe, "--sampler", "ddim")
+    assert "got the sampler 'ddim', expected one of ['DDIM', 'DDPM'" in sampler
+    assert "Traceback" not in sampler
+    assert "does not exist, expected a Python file" in refused(monkeypatch, capsys, "train", none)
+    (tmp_path / "empty.py").write_text("x = 1")
+    assert "defines no recipe" in refused(monkeypatch, capsys, "train", tmp_path / "empty.py")
+    assert "expected one of ['DiffusionPolicy'" in refused(monkeypatch, capsys, "train", recipe, "--method", "Magic")
+
+
+def test_help_teaches(recipe, monkeypatch, capsys):
+    run(monkeypatch, "train", "--help")
+    assert "poise train RECIPE" in capsys.readouterr().out
+    for arguments, expected in (
+        (["--help"], "Try a policy in closed loop"),
+        (["evaluate", "--help"], "Network evaluations a plan"),
+        (["train", str(recipe), "--help"], "Share of the episodes held out"),
+    ):
+        with pytest.raises(SystemExit) as exit_:
+            run(monkeypatch, *arguments)
+        assert exit_.value.code == 0
+        assert expected in capsys.readouterr().out
+
+
+def test_the_demo_from_end_to_end(monkeypatch, tmp_path):
+    pytest.importorskip("av", reason="the extra video is not installed")
+    from poise.nn import MLP
+    from poise.training import TrainingSpec
+
+    verb = importlib.import_module("poise.cli.demo")
+    monkeypatch.setattr(verb, "TRAINING", TrainingSpec(steps=20, batch=32, validate_every=10))
+    spec = verb.SPEC.__class__(verb.SPEC.observations, 2, network=MLP(width=16, depth=1, condition=8))
+    monkeypatch.setattr(verb, "SPEC", spec)
+    monkeypatch.setattr(verb, "SWEEP", (2,))
+    run(monkeypatch, "demo", "--out", tmp_path / "demo", "--episodes", 8, "--demonstrations", 40, "--threads", 1)
+    names = {path.name for path in (tmp_path / "demo").iterdir()}
+    assert {"report.html", "results.json", "video.mp4", "routes.png", "denoising.png", "tradeoff.png"} <= names
+    results = json.loads((tmp_path / "demo/results.json").read_text())
+    assert set(results["policies"]) == {"diffusion", "regression", "nearest neighbour"}
+    assert {row["sampler"] for row in results["sweep"]} == {"DDIM", "DPMSolverPP", "Heun", "DDPM"}
+    assert results["seconds"] > 0

@@ -2,7 +2,7 @@
 
     python benchmarks/pusht.py --data pusht_cchi_v7_replay.zarr
 
-Trains each of {MLP, U-Net} x {flow, epsilon} by the recipe (20 minutes each on two cores) unless its checkpoint is
+Trains each of {MLP, U-Net} x {flow, epsilon} by the recipe (20 minutes each) unless its checkpoint is
 in --out already, then runs every sampler at every number of evaluations from the one checkpoint.
 """
 
@@ -37,16 +37,20 @@ ROOT = Path(__file__).parents[1]
 NETWORKS = ("mlp", "unet")
 PREDICTIONS = {"flow": Flow(), "epsilon": Epsilon()}
 EVALUATIONS = (1, 2, 3, 5, 10, 20, 100)
+HEAD = (
+    f"{'policy':<14}{'sampler':<13}{'evals':>6}{'T':>6}{'success':>9}{'95 % interval':>18}{'reward':>8}{'plan ms':>9}"
+)
 
 
-def variant(recipe: Recipe, network: str, prediction: str) -> Recipe:
+def variant(recipe: Recipe, network: str, prediction: str, minutes: float | None) -> Recipe:
     """The recipe with another network and prediction; epsilon on the cosine schedule, as is usual."""
     policy = dataclasses.replace(recipe.policy, prediction=PREDICTIONS[prediction])
     if prediction == "epsilon":
         policy = dataclasses.replace(policy, schedule=VPCosine())
     if network == "unet":
         policy = dataclasses.replace(policy, network=UNet1D())
-    return dataclasses.replace(recipe, policy=policy)
+    training = dataclasses.replace(recipe.training, minutes=minutes or recipe.training.minutes)
+    return dataclasses.replace(recipe, policy=policy, training=training)
 
 
 def trained(recipe: Recipe, out: Path, data: Path) -> DiffusionPolicy:
@@ -98,19 +102,18 @@ def main() -> None:
     )
     parser.add_argument("--evaluations", nargs="+", type=int, default=EVALUATIONS)
     parser.add_argument("--temperature", type=float, help="factor of the noise (default: the recipe's)")
+    parser.add_argument("--minutes", type=float, help="limit of each training (default: the recipe's)")
     parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--seed", type=int, default=100_000)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     begin, rows, recipe = time.perf_counter(), [], load_recipe(arguments.recipe)
-    print(
-        f"{'policy':<14}{'sampler':<13}{'evals':>6}{'T':>6}{'success':>9}{'95 % interval':>18}{'reward':>8}{'plan ms':>9}"
-    )
+    print(HEAD)
     for network in arguments.networks:
         for prediction in arguments.predictions:
             name = f"{network}-{prediction}"
-            made = variant(recipe, network, prediction)
+            made = variant(recipe, network, prediction, arguments.minutes)
             policy = trained(made, arguments.out / name, arguments.data)
             for row in cells(policy, made, arguments):
                 rows.append({"policy": name, **row})

@@ -61,6 +61,7 @@ recipe = Recipe(
         space=Relative("agent"),
         action_scaling=Standard(),
         bound=None,
+        temperature=0.5,
     ),
     training=TrainingSpec(minutes=19.5, steps=100_000, batch=512, bfloat16=True),
     task=Task("gym_pusht:gym_pusht/PushT-v0", {"obs_type": "state"}, observe, extra="pusht"),

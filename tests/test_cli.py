@@ -74,6 +74,13 @@ def test_train_evaluate_inspect(checkpoint, recipe, monkeypatch, capsys, tmp_pat
     figures = results["policies"]["DiffusionPolicy"]
     assert (figures["evaluations"], figures["episodes"]) == (4, 6)
 
+    pytest.importorskip("av", reason="the extra video is not installed")
+    page, video = tmp_path / "page.html", tmp_path / "film.mp4"
+    run(monkeypatch, "evaluate", checkpoint, "--recipe", recipe, "--episodes", 3, "--html", page, "--video", video)
+    assert "95 % Wilson interval" in page.read_text()
+    assert "data:video/mp4;base64" in page.read_text()
+    assert video.stat().st_size > 1000
+
     run(monkeypatch, "inspect", checkpoint)
     out = capsys.readouterr().out
     assert "DiffusionPolicy" in out
@@ -164,3 +171,4 @@ def test_the_demo_from_end_to_end(monkeypatch, tmp_path):
     assert set(results["policies"]) == {"diffusion", "regression", "nearest neighbour"}
     assert {row["sampler"] for row in results["sweep"]} == {"DDIM", "DPMSolverPP", "Heun", "DDPM"}
     assert results["seconds"] > 0
+    assert set(results["paired"]) == {"regression", "nearest neighbour"}

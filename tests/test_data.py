@@ -133,6 +133,16 @@ def test_paths_that_are_no_data_are_explained(tmp_path):
         read_npz(tmp_path / "no_ends.npz")
 
 
+def test_a_missing_extra_is_named(monkeypatch):
+    import importlib
+    import sys
+
+    monkeypatch.setitem(sys.modules, "zarr", None)
+    monkeypatch.delitem(sys.modules, "poise.data.formats.zarr")
+    with pytest.raises(ImportError, match=r"needs the extra 'zarr': pip install 'poise\[zarr\]'"):
+        importlib.import_module("poise.data.formats.zarr")
+
+
 def test_object_arrays_are_never_unpickled(tmp_path):
     np.savez(tmp_path / "evil.npz", action=np.array([{"a": 1}], dtype=object), episode_ends=np.array([1]))
     with pytest.raises(ValueError, match="not an archive of numeric arrays"):

@@ -12,6 +12,7 @@ from poise.evaluation import (
     Task,
     bootstrap,
     entropy,
+    film,
     jerk,
     latency,
     paired_difference,
@@ -103,6 +104,34 @@ def test_any_gymnasium_environment_works_through_adapters(countdown):
     assert [len(e.actions) for e in episodes] == [1, 2, 3, 4, 5, 6, 7]
     assert [e.reward_max for e in episodes] == [1, 2, 3, 4, 5, 6, 7]
     assert all(e.success and e.collision is None and e.mode is None for e in episodes)
+
+
+def test_actions_are_adapted_and_clipped(countdown):
+    """`Countdown.step` asserts that every action lies in its space."""
+    seen = []
+
+    def act(actions):
+        seen.append(actions.copy())
+        return 100 * actions
+
+    def observe(state):
+        return {"position": np.repeat(state, 2, 1), "goal": 9 + 0 * np.repeat(state, 2, 1)}
+
+    list(rollout(homing(), Task(countdown, observe=observe, act=act), [3]))
+    assert len(seen) == 4
+
+
+def test_a_film_has_a_tile_an_episode_and_holds_the_last_picture():
+    task, seeds = Task("poise.envs:poise/Navigate-v0"), [1, 2, 3]
+    lengths = {e.seed: len(e.actions) for e in rollout(homing(), task, seeds)}
+    frames = list(film(homing(), task, seeds))
+    assert len(frames) == max(lengths.values()) + 1
+    height, width = (n // 2 for n in frames[0].shape[:2])
+    assert (frames[0][height:, width:] == 255).all()
+    tiles = {1: np.s_[:height, :width], 2: np.s_[:height, width:], 3: np.s_[height:, :width]}
+    for seed, tile in tiles.items():
+        assert not np.array_equal(frames[0][tile], frames[lengths[seed] // 2][tile])
+        assert np.array_equal(frames[lengths[seed]][tile], frames[-1][tile])
 
 
 def test_what_does_not_fit_is_explained(countdown):

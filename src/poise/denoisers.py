@@ -14,7 +14,7 @@ from poise.objectives import Density
 from poise.predictions import Prediction
 from poise.schedules import Schedule
 from poise.tensors import like
-from poise.typing import Actions, Denoiser, Samples, Times, Tokens
+from poise.typing import Actions, ConditionalNetwork, Denoiser, Samples, Times, Tokens
 
 
 class Diffusion(torch.nn.Module):
@@ -23,13 +23,14 @@ class Diffusion(torch.nn.Module):
     The network sees $x_t / \sqrt{\alpha^2 + \sigma^2}$ and the log signal-to-noise ratio, never t.
 
     Args:
-        network: Module with `prepare(tokens)`, what depends on the condition alone, and
-            `forward(x, log_snr, prepared)`.
+        network: Module with `prepare(tokens)` and `forward(x, log_snr, prepared)`.
         schedule: Noise schedule.
         prediction: What the network's output means.
     """
 
-    def __init__(self, network: torch.nn.Module, schedule: Schedule, prediction: Prediction) -> None:
+    network: ConditionalNetwork
+
+    def __init__(self, network: ConditionalNetwork, schedule: Schedule, prediction: Prediction) -> None:
         super().__init__()
         self.network, self.schedule, self.prediction = network, schedule, prediction
         self._constants: dict[float, tuple[float, float, float, float]] = {}

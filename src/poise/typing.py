@@ -1,6 +1,7 @@
 """The types that cross layer boundaries: plain callables and mappings, with the shapes they carry."""
 
 from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,4 +20,16 @@ Noise = Callable[[Tensor], Tensor]
 Observation = Mapping[str, Tensor]
 """Name of a feature -> its history, `(B, history, ...)`, in the units of the data."""
 
-__all__ = ["Actions", "Denoiser", "Noise", "Observation", "Samples", "Times", "Tokens"]
+
+class ConditionalNetwork(Protocol):
+    """What a learned denoiser needs of its network; `poise.nn.Network` is one."""
+
+    def prepare(self, tokens: Tensor) -> Any:
+        """What depends on the condition alone."""
+
+    def __call__(self, x: Tensor, log_snr: Tensor, prepared: Any) -> Tensor:
+        """The output, of the shape of `x`."""
+        ...
+
+
+__all__ = ["Actions", "ConditionalNetwork", "Denoiser", "Noise", "Observation", "Samples", "Times", "Tokens"]

@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -12,7 +12,10 @@ import tyro
 from tqdm import tqdm
 
 from poise.cli.train import machine
-from poise.evaluation import Task, latency, rollout, summary
+from poise.evaluation import Episode, Task, film, latency, rollout, summary
+from poise.evaluation.plots import rewards_figure, success_figure
+from poise.evaluation.report import Section, Table, write_report
+from poise.evaluation.video import write_video
 from poise.plain import concrete
 from poise.policies import DiffusionPolicy, Policy, load_checkpoint
 from poise.recipe import load_recipe
@@ -66,6 +69,21 @@ class Sampling:
         )
 
 
+@dataclass(frozen=True)
+class Output:
+    """What is written beside the lines on the terminal.
+
+    Attributes:
+        json: File for the figures.
+        html: File for a report with plots; it holds the video too.
+        video: File for an mp4 of the first nine episodes (extra `video`).
+    """
+
+    json: Path | None = None
+    html: Path | None = None
+    video: Path | None = None
+
+
 def _named(kind: str, name: str | None, known: Mapping[str, T]) -> T | None:
     if name is not None and name not in known:
         raise ValueError(f"got the {kind} {name!r}, expected one of {sorted(known)}")
@@ -75,11 +93,11 @@ def _named(kind: str, name: str | None, known: Mapping[str, T]) -> T | None:
 def evaluate(
     checkpoint: Annotated[Path, tyro.conf.Positional],
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),  # noqa: B008 (frozen)
+    output: Annotated[Output, tyro.conf.arg(name="")] = Output(),  # noqa: B008 (frozen)
     recipe: Path | None = None,
     environment: str | None = None,
     episodes: int = 100,
     seed: int = 100_000,
-    json: Path | None = None,
     threads: int | None = None,
 ) -> None:
     """Try a policy in closed loop on consecutive seeds and print success, reward and latency with their intervals.
@@ -87,24 +105,44 @@ def evaluate(
     Args:
         checkpoint: A file or directory of `poise train`.
         sampling: How plans are sampled.
+        output: What is written.
         recipe: Recipe file whose task and adapters are used; it is run as a program.
         environment: Gymnasium id to try instead, as `id` or `module:id`; needs no recipe where the names of its
             observations are those of the policy.
         episodes: Number of episodes.
         seed: Seed of the first one; seeds from 100000 on are for evaluation and never for training.
-        json: File to write the figures to.
         threads: CPU threads; by default PyTorch's choice.
     """
     if threads:
         torch.set_num_threads(threads)
     policy, task = sampling.of(load_checkpoint(checkpoint).policy), _task(recipe, environment)
     begin = time.perf_counter()
-    bar = tqdm(rollout(policy, task, range(seed, seed + episodes)), total=episodes, desc="episodes")
-    figures = summary(list(bar), latency(policy))
+    seeds = range(seed, seed + episodes)
+    ran = list(tqdm(rollout(policy, task, seeds), total=episodes, desc="episodes"))
+    figures = summary(ran, latency(policy))
     seconds = time.perf_counter() - begin
     print(described(figures))
-    if json:
-        write_json(json, {"policies": {type(policy).__name__: figures}, "seconds": seconds, "machine": machine()})
+    results = {"policies": {type(policy).__name__: figures}, "seconds": seconds, "machine": machine()}
+    if output.json:
+        write_json(output.json, results)
+    if output.video:
+        write_video(output.video, film(policy, task, seeds[:9]), rate=10.0)
+    if output.html:
+        _page(output.html, results, ran, output.video)
+
+
+def _page(path: Path, results: dict[str, Any], episodes: Sequence[Episode], video: Path | None) -> None:
+    figures = next(iter(results["policies"].values()))
+    rows = [(name, value) for name, value in figures.items()]
+    closing = [Section("Episodes", _EPISODES, [rewards_figure([e.reward_max for e in episodes])], video=video)]
+    proof = Section(
+        "Success", described(figures), [success_figure(results["policies"])], Table(("figure", "value"), rows)
+    )
+    lead = f"{figures['episodes']} closed-loop episodes from seed {min(e.seed for e in episodes)}."
+    write_report(path, "Evaluation", lead, [proof, *closing], results["machine"])
+
+
+_EPISODES = "The largest reward of every episode, sorted: how many nearly succeed, and how many never come near."
 
 
 def _task(recipe: Path | None, environment: str | None) -> Task:
@@ -147,4 +185,4 @@ def _dumps(results: dict[str, Any]) -> str:
     return json.dumps(results, indent=2) + "\n"
 
 
-__all__ = ["GRIDS", "SAMPLERS", "Sampling", "described", "evaluate", "write_json"]
+__all__ = ["GRIDS", "SAMPLERS", "Output", "Sampling", "described", "evaluate", "write_json"]

@@ -1,8 +1,9 @@
 """Evaluation: closed-loop episodes, statistics with intervals, and reports."""
 
+from poise.evaluation.film import film
 from poise.evaluation.rollout import Episode, Latency, latency, rollout, summary
 from poise.evaluation.statistics import Interval, bootstrap, entropy, jerk, paired_difference, seam_jump, wilson
-from poise.evaluation.task import Adapter, Task, as_named
+from poise.evaluation.task import Adapter, Task, as_given, as_named
 
 __all__ = [
     "Adapter",
@@ -10,9 +11,11 @@ __all__ = [
     "Interval",
     "Latency",
     "Task",
+    "as_given",
     "as_named",
     "bootstrap",
     "entropy",
+    "film",
     "jerk",
     "latency",
     "paired_difference",

@@ -216,6 +216,26 @@ def training_figure(metrics: Sequence[Mapping[str, float]]) -> Figure:
     return figure
 
 
+def rewards_figure(rewards: Sequence[float]) -> Figure:
+    """The largest reward of every episode, in ascending order, with its mean.
+
+    Args:
+        rewards: One an episode.
+    """
+    values = np.sort(np.asarray(rewards, float))
+    figure, (axes,) = _figure(3.1, [1], {"left": 0.055, "right": 0.99, "top": 0.87, "bottom": 0.16})
+    share = 100 * (np.arange(len(values)) + 0.5) / len(values)
+    axes.fill_between(share, values, color=ROBOT, alpha=0.15, linewidth=0)
+    axes.plot(share, values, color=ROBOT, linewidth=_LINE)
+    axes.axhline(values.mean(), color=PLAN, linewidth=_LINE, label=f"mean {values.mean():.3f}")
+    _style(axes, "Largest reward of an episode")
+    axes.set_xlabel("share of episodes, %", color=MUTED, fontsize=_TEXT, labelpad=6)
+    axes.set(xlim=(0, 100), ylim=(min(0.0, values[0]), None))
+    axes.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=_TEXT)
+    figure.set_label("The largest reward of every episode, sorted.")
+    return figure
+
+
 def _smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
     """Centred mean over a fiftieth of the values; at the ends, over those that there are."""
     window = np.ones(max(1, len(values) // 50))
@@ -250,4 +270,13 @@ def _complete(name: str, rows: Sequence[Mapping[str, Any]], keys: Sequence[str])
             raise ValueError(f"{name} got a row with {sorted(row)}, expected also {missing}: see its docstring")
 
 
-__all__ = ["CONTROL", "ORCHID", "SERIES", "TRACK", "success_figure", "tradeoff_figure", "training_figure"]
+__all__ = [
+    "CONTROL",
+    "ORCHID",
+    "SERIES",
+    "TRACK",
+    "rewards_figure",
+    "success_figure",
+    "tradeoff_figure",
+    "training_figure",
+]

@@ -58,7 +58,7 @@ def rollout(policy: Policy, task: Task, seeds: Sequence[int]) -> Iterator[Episod
         ValueError: An environment that resets by itself or has no box of actions, or observations that do not fit the
             policy.
     """
-    slots = _Slots(policy, task, seeds)
+    slots = Slots(policy, task, seeds, min(task.slots, len(seeds)))
     try:
         while slots.active.any():
             yield from slots.step()
@@ -66,13 +66,24 @@ def rollout(policy: Policy, task: Task, seeds: Sequence[int]) -> Iterator[Episod
         slots.envs.close()
 
 
-class _Slots:
-    """Environments side by side, each at its own seed, and what has been recorded of their episodes."""
+class Slots:
+    """Environments side by side, each at its own seed, and what has been recorded of their episodes.
 
-    def __init__(self, policy: Policy, task: Task, seeds: Sequence[int]) -> None:
-        count = min(task.slots, len(seeds))
+    Args:
+        policy: Any policy.
+        task: Where to try it.
+        seeds: One an episode.
+        count: Number of environments.
+        render: Whether the environments render.
+
+    Attributes:
+        envs: The vector environment.
+        active: `(count,)`, False where a slot has run out of seeds.
+    """
+
+    def __init__(self, policy: Policy, task: Task, seeds: Sequence[int], count: int, render: bool = False) -> None:
         self.policy, self.task, self.waiting = policy, task, list(seeds[count:])
-        self.envs = task.make(count)
+        self.envs = task.make(count, render)
         limits, mode = self.envs.single_action_space, self.envs.metadata.get("autoreset_mode")
         if mode != AutoresetMode.DISABLED or not isinstance(limits, Box):
             raise ValueError(
@@ -92,7 +103,7 @@ class _Slots:
         features = self.task.observe(self.raw)
         _fits(self.policy, features)
         actions = self.control.act(features, self.active)
-        bounded = np.clip(actions, self.low, self.high)
+        bounded = np.clip(self.task.act(actions), self.low, self.high)
         self.raw, rewards, terminated, truncated, infos = self.envs.step(bounded)
         for i in np.flatnonzero(self.active):
             seen = {name: features[name][i] for name in self.policy.spec.observations}
@@ -105,7 +116,7 @@ class _Slots:
         self._refill(done)
 
     def _refill(self, done: NDArray[np.bool_]) -> None:
-        """Start waiting seeds in the slots that are done; slots without one run on idly, for they cannot stand still."""
+        """Start waiting seeds in the slots that are done; slots without one run on idly: they cannot stand still."""
         if not done.any():
             return
         free = np.flatnonzero(done)
@@ -214,4 +225,4 @@ def _mean(values: Sequence[float]) -> float | None:
     return float(np.mean(finite)) if finite else None
 
 
-__all__ = ["Episode", "Latency", "latency", "rollout", "summary"]
+__all__ = ["Episode", "Latency", "Slots", "latency", "rollout", "summary"]

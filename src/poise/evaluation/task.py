@@ -20,6 +20,11 @@ def as_named(observation: Any) -> dict[str, NDArray[Any]]:
     return {"state": np.asarray(observation)}
 
 
+def as_given(actions: NDArray[Any]) -> NDArray[Any]:
+    """Actions as they are."""
+    return actions
+
+
 @dataclass(frozen=True)
 class Task:
     """Where a policy is tried.
@@ -28,6 +33,7 @@ class Task:
         environment: Gymnasium id; `module:id` imports the module first, which registers it.
         arguments: Keyword arguments of the environment.
         observe: Batched observation of the environment -> features of the policy.
+        act: Batched actions of the policy -> those of the environment, which are then clipped to its space.
         extra: The extra of this package that provides the environment, for messages.
         slots: Environments stepped side by side.
     """
@@ -35,6 +41,7 @@ class Task:
     environment: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
     observe: Adapter = as_named
+    act: Callable[[NDArray[Any]], NDArray[Any]] = as_given
     extra: str | None = None
     slots: int = 50
 
@@ -66,4 +73,4 @@ class Task:
             ) from error
 
 
-__all__ = ["Adapter", "Task", "as_named"]
+__all__ = ["Adapter", "Task", "as_given", "as_named"]

@@ -7,6 +7,7 @@ $$ h \leftarrow \gamma(c) \odot h + \beta(c), \qquad c = [\,\mathrm{embed}(\lamb
 The tensors have the names and shapes of the published checkpoints, so that these can be imported.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,7 +19,8 @@ from poise.nn.embeddings import Sinusoidal
 from poise.nn.spec import Network, NetworkSpec
 from poise.typing import Actions, Times, Tokens
 
-_FEW = 8  # samples: up to here a matrix product beats the convolution of PyTorch
+_FEW = 8  # samples: up to here matrix products beat the convolution of PyTorch
+_PART = 16  # outputs of one product
 
 
 @dataclass(frozen=True)
@@ -53,23 +55,29 @@ class UNet1D(NetworkSpec):
 
 
 class _Convolution(nn.Module):
-    """A convolution over the horizon with zeros beyond its ends; the weights are those of `nn.Conv1d`.
+    """A convolution over the horizon with zeros beyond its ends; its tensors are those of `nn.Conv1d`.
 
-    A convolution is a product of its windows, as rows `(B, L, C * kernel)`, with the matrix of its weights. For a few
-    short plans that product is several times as fast as PyTorch's convolution, for a training batch it is not.
+    A convolution is the product of its windows, as rows `(B L, C kernel)`, with the matrix of its weights. For a few
+    short plans that is several times as fast as PyTorch's convolution, for a training batch it is not. The weights are
+    cut into parts of `_PART` outputs, because PyTorch shares a batch of products out to its threads, but leaves a
+    single one with few rows to one thread.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__()
         layer = nn.Conv1d(inputs, outputs, kernel)
         self.weight, self.bias, self.stride, self.padding = layer.weight, layer.bias, stride, kernel // 2
+        self.parts = outputs // math.gcd(outputs, _PART)
 
     def forward(self, x: Tensor) -> Tensor:
         if len(x) > _FEW:
             return functional.conv1d(x, self.weight, self.bias, self.stride, self.padding)
-        windows = functional.pad(x, (self.padding, self.padding)).unfold(2, self.weight.shape[2], self.stride)
-        rows = windows.transpose(1, 2).flatten(2)
-        return functional.linear(rows, self.weight.flatten(1), self.bias).transpose(1, 2)
+        padded = functional.pad(x, (self.padding, self.padding))
+        windows = padded.unfold(2, self.weight.shape[2], self.stride).transpose(1, 2)
+        rows = windows.reshape(1, -1, self.weight[0].numel()).expand(self.parts, -1, -1)
+        weight, bias = self.weight.view(self.parts, -1, rows.shape[2]), self.bias.view(self.parts, 1, -1)
+        y = torch.baddbmm(bias, rows, weight.transpose(1, 2))  # (parts, B L, outputs / parts)
+        return y.unflatten(1, windows.shape[:2]).permute(1, 0, 3, 2).flatten(1, 2)
 
 
 class _ConvBlock(nn.Module):
@@ -146,7 +154,9 @@ class _UNet1D(Network):
         for outputs, inputs in reversed(list(zip(channels, channels[1:], strict=False))):
             up = nn.ConvTranspose1d(outputs, outputs, 4, stride=2, padding=1)
             self.up_modules.append(_Stage(2 * inputs, outputs, condition, spec, up))
-        self.final_conv = nn.Sequential(_ConvBlock(channels[0], channels[0], spec), _Convolution(channels[0], action, 1))
+        self.final_conv = nn.Sequential(
+            _ConvBlock(channels[0], channels[0], spec), _Convolution(channels[0], action, 1)
+        )
         self._films = [m.film() for m in self.modules() if isinstance(m, _ResidualBlock)]
 
     def prepare(self, tokens: Tokens) -> tuple[Tensor, Tensor]:

@@ -178,11 +178,7 @@ def described(figures: dict[str, Any]) -> str:
 def write_json(path: Path, results: dict[str, Any]) -> None:
     """Write results, making the directory."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(_dumps(results))
-
-
-def _dumps(results: dict[str, Any]) -> str:
-    return json.dumps(results, indent=2) + "\n"
+    path.write_text(json.dumps(results, indent=2) + "\n")
 
 
 __all__ = ["GRIDS", "SAMPLERS", "Output", "Sampling", "described", "evaluate", "write_json"]

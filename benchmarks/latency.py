@@ -91,7 +91,8 @@ def peers(python: Path, kit: Path, threads: int) -> Iterator[tuple[Callable[[str
     """A process of the peers: a function that asks it for a row, and what it loaded."""
     command = [python, HERE / "peers_driver.py", "--kit", kit.resolve(), "--threads", str(threads)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
-        assert process.stdin is not None and process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout is not None
         questions, answers = process.stdin, process.stdout
 
         def ask(row: str) -> float:

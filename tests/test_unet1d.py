@@ -1,0 +1,153 @@
+"""The U-Net: the tensors of the published checkpoints, and one result for every way to compute it."""
+
+import pytest
+import torch
+
+from poise.nn import UNet1D, unet1d
+from poise.testing import check_network
+
+ACTION, TOKENS = 2, (2, 18)
+
+
+def published_shapes(channels, kernel, embedding, action, observation):
+    """Names and shapes of the tensors in a published checkpoint, U-Net only, FiLM with scale and bias."""
+    shapes, condition = {}, embedding + observation
+
+    def layer(name, *weight):
+        shapes[f"{name}.weight"], shapes[f"{name}.bias"] = weight, (weight[0],)
+
+    def norm(name, width):
+        shapes[f"{name}.weight"] = shapes[f"{name}.bias"] = (width,)
+
+    def convolution(name, inputs, outputs):
+        layer(f"{name}.block.0", outputs, inputs, kernel)
+        norm(f"{name}.block.1", outputs)
+
+    def residual(name, inputs, outputs):
+        convolution(f"{name}.conv1", inputs, outputs)
+        convolution(f"{name}.conv2", outputs, outputs)
+        layer(f"{name}.cond_encoder.1", 2 * outputs, condition)
+        if inputs != outputs:
+            layer(f"{name}.residual_conv", outputs, inputs, 1)
+
+    layer("diffusion_step_encoder.1", 4 * embedding, embedding)
+    layer("diffusion_step_encoder.3", embedding, 4 * embedding)
+    for i, outputs in enumerate(channels):
+        residual(f"down_modules.{i}.0", channels[i - 1] if i else action, outputs)
+        residual(f"down_modules.{i}.1", outputs, outputs)
+        if i < len(channels) - 1:
+            layer(f"down_modules.{i}.2", outputs, outputs, 3)
+    for i in range(2):
+        residual(f"mid_modules.{i}", channels[-1], channels[-1])
+    for i in range(len(channels) - 1):
+        inputs, outputs = channels[-1 - i], channels[-2 - i]
+        residual(f"up_modules.{i}.0", 2 * inputs, outputs)
+        residual(f"up_modules.{i}.1", outputs, outputs)
+        layer(f"up_modules.{i}.2", outputs, outputs, 4)
+    convolution("final_conv.0", channels[0], channels[0])
+    layer("final_conv.1", action, channels[0], 1)
+    return shapes
+
+
+def built(spec=UNet1D(), horizon=16):  # noqa: B008
+    torch.manual_seed(0)
+    return spec.build(horizon, ACTION, TOKENS)
+
+
+def inputs(batch, horizon=16, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(1)
+    shapes = (batch, horizon, ACTION), (batch,), (batch, *TOKENS)
+    return [torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype) for shape in shapes]
+
+
+def output(network, x, log_snr, tokens):
+    return network(x, log_snr, network.prepare(tokens))
+
+
+@pytest.mark.parametrize(
+    ("channels", "kernel", "embedding", "count"),
+    [((64, 128, 256), 5, 128, 148), ((256, 512, 1024), 5, 256, 148), ((16, 32), 3, 32, 100)],
+)
+def test_tensors_are_those_of_published_checkpoints(channels, kernel, embedding, count):
+    with torch.device("meta"):
+        network = built(UNet1D(channels, kernel, embedding=embedding))
+    expected = published_shapes(channels, kernel, embedding, ACTION, TOKENS[0] * TOKENS[1])
+    assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == expected
+    assert len(expected) == count
+
+
+def test_a_published_state_dict_loads_strictly():
+    network, generator = built(), torch.Generator().manual_seed(3)
+    shapes = published_shapes((64, 128, 256), 5, 128, ACTION, TOKENS[0] * TOKENS[1])
+    state = {name: 0.05 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    before = output(network, *inputs(1))
+    network.load_state_dict(state)
+    assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
+    assert not torch.allclose(output(network, *inputs(1)), before, atol=1e-3)
+    del state["mid_modules.1.cond_encoder.1.bias"]
+    with pytest.raises(RuntimeError, match=r"mid_modules\.1\.cond_encoder\.1\.bias"):
+        network.load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("spec", "horizon"),
+    [(UNet1D(), 16), (UNet1D((24, 40), kernel=3, embedding=32), 10), (UNet1D((8,), kernel=7, embedding=16), 5)],
+)
+@pytest.mark.parametrize("batch", [1, 3, 8])
+def test_matrix_products_equal_convolutions(monkeypatch, spec, horizon, batch):
+    network, given = built(spec, horizon).double(), inputs(batch, horizon, torch.float64)
+    products = output(network, *given)
+    single = output(network.float(), *[values.float() for values in given])
+    monkeypatch.setattr(unet1d, "_FEW", 0)
+    convolutions = output(network.double(), *given)
+    torch.testing.assert_close(products, convolutions, atol=1e-12, rtol=0)
+    torch.testing.assert_close(single.double(), convolutions, atol=1e-5, rtol=0)
+
+
+def test_gradients_of_matrix_products_equal_those_of_convolutions(monkeypatch):
+    gradients = []
+    for few in (8, 0):
+        monkeypatch.setattr(unet1d, "_FEW", few)
+        network = built().double()
+        output(network, *inputs(4, dtype=torch.float64)).square().sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
+    for name, gradient in gradients[0].items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(gradient, gradients[1][name], atol=1e-10, rtol=0, msg=lambda m, name=name: name + m)
+
+
+def test_a_row_does_not_depend_on_its_batch():
+    """Twelve rows take the convolutions, one and eight the matrix products."""
+    network, (x, log_snr, tokens) = built(), inputs(12)
+    with torch.no_grad():
+        together = output(network, x, log_snr, tokens)
+        for rows in (slice(0, 1), slice(3, 11), slice(11, 12)):
+            alone = output(network, x[rows], log_snr[rows], tokens[rows])
+            torch.testing.assert_close(alone, together[rows], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [2, 12])
+def test_bfloat16_autocast_stays_near_float32(batch):
+    network, given = built(), inputs(batch)
+    with torch.autocast("cpu", torch.bfloat16):
+        loose = output(network, *given)
+    torch.testing.assert_close(loose.float(), output(network, *given), atol=0.05, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 12])
+def test_compiles_without_a_break(batch):
+    network, (x, log_snr, tokens) = built(UNet1D((16, 32), embedding=32)), inputs(batch)
+    compiled = torch.compile(network, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        prepared = network.prepare(tokens)
+        torch.testing.assert_close(compiled(x, log_snr, prepared), network(x, log_snr, prepared), atol=1e-5, rtol=0)
+
+
+def test_conforms():
+    check_network(UNet1D(channels=(16, 32), embedding=32))
+    check_network(UNet1D())
+
+
+def test_a_horizon_that_cannot_be_halved_is_refused():
+    with pytest.raises(ValueError, match="got horizon=18, expected a multiple of 4"):
+        UNet1D().build(18, ACTION, TOKENS)

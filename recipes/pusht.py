@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poise import Episodes, PolicySpec, Recipe, Relative, Standard, Task, TrainingSpec
+from poise import MLP, Episodes, PolicySpec, Recipe, Relative, Standard, Task, TrainingSpec
 from poise.data.formats.zarr import read_zarr
 
 CENTRE = 256.0  # px, of the square table of 512 px and of the goal
@@ -59,6 +59,7 @@ recipe = Recipe(
         observations={"agent": (2,), "block": (2,), "heading": (2,), "agent_from_block": (2,)},
         action=2,
         space=Relative("agent"),
+        network=MLP(width=384, depth=3, condition=128),
         action_scaling=Standard(),
         bound=None,
         temperature=0.5,

@@ -33,7 +33,7 @@ SPEC = PolicySpec(
     action=2,
     network=MLP(width=256, depth=3, condition=128),
 )
-TRAINING = TrainingSpec(steps=3500, batch=256, ema_maximum=0.999, bfloat16=True)
+TRAINING = TrainingSpec(steps=6000, batch=256, ema_maximum=0.999, bfloat16=True)
 TASK = Task("poise.envs:poise/Navigate-v0", slots=500)
 FIRST_SEED = 100_000  # evaluation; demonstrations come from other seeds
 SWEEP = (2, 3, 5, 10, 20, 50)

@@ -74,7 +74,8 @@ def demo(out: Path = Path("out/demo"), episodes: int = 500, demonstrations: int 
     driven: dict[str, list[Episode]] = {}
     figures: dict[str, dict[str, Any]] = {}
     for name, policy in policies.items():
-        driven[name] = list(tqdm(rollout(policy, TASK, seeds), total=episodes, desc=f"driving {name}"))
+        ran = tqdm(rollout(policy, TASK, seeds), total=episodes, desc=f"driving {name}")
+        driven[name] = sorted(ran, key=lambda episode: episode.seed)
         figures[name] = summary(driven[name], latency(policy), reference)
         print(f"\n{name}\n{described(figures[name])}\n")
     diffusion = policies["diffusion"]
@@ -121,7 +122,7 @@ def _sweep(policy: DiffusionPolicy, seeds: Sequence[int], reference: float) -> l
 
 def _paired(driven: dict[str, list[Episode]]) -> dict[str, Interval]:
     """By how much diffusion succeeds more often than each other policy on the same starts."""
-    won = {name: [e.success for e in sorted(ran, key=lambda e: e.seed)] for name, ran in driven.items()}
+    won = {name: [e.success for e in ran] for name, ran in driven.items()}
     return {name: paired_difference(won["diffusion"], won[name]) for name in won if name != "diffusion"}
 
 

@@ -105,7 +105,7 @@ def fit(
 def _reported(progress: Iterator[Progress], metrics: Path, kind: type[Policy]) -> Iterator[Progress]:
     """Pass progress on, through a bar on the terminal and a line of JSON every 50 steps and every validation."""
     losses, validation, shown = [], None, 0.0
-    with metrics.open("w") as lines, tqdm(total=100, desc=kind.__name__, unit="%", bar_format=_BAR) as bar:
+    with metrics.open("w") as lines, tqdm(total=100, desc=kind.__name__, bar_format=_BAR, mininterval=0.5) as bar:
         for now in progress:
             losses.append(now.loss)
             validation = now.validation if now.validation is not None else validation

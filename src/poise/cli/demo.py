@@ -126,17 +126,24 @@ def _paired(driven: dict[str, list[Episode]]) -> dict[str, Interval]:
     return {name: paired_difference(won["diffusion"], won[name]) for name in won if name != "diffusion"}
 
 
-def _plans(
-    policy: DiffusionPolicy, episode: Episode, count: int
-) -> tuple[list[tuple[float, NDArray]], NDArray, NDArray]:
-    """Plans for the first observation of an episode on their way from noise: (t, positions), position, goal."""
-    first = {name: torch.as_tensor(episode.observations[name][:1]) for name in SPEC.observations}
-    window = {name: values[None].expand(count, SPEC.history, -1) for name, values in first.items()}
+def _window(episode: Episode, step: int, count: int) -> dict[str, torch.Tensor]:
+    """What the policy saw at a step of an episode, `count` times over."""
+    steps = [max(0, step - k) for k in reversed(range(SPEC.history))]
+    seen = {name: torch.as_tensor(episode.observations[name][steps]) for name in SPEC.observations}
+    return {name: values[None].expand(count, -1, -1) for name, values in seen.items()}
+
+
+def _driven(episode: Episode, step: int, plans: torch.Tensor) -> NDArray:
+    """Positions that plans made at a step of an episode would drive."""
+    position, velocity = (episode.observations[name][step].astype(np.float64) for name in ("position", "velocity"))
+    return integrate(position, velocity, plans.double().numpy())
+
+
+def _denoising(policy: DiffusionPolicy, episode: Episode, count: int) -> list[tuple[float, NDArray]]:
+    """Plans for the first observation of an episode on their way from noise: (t, positions)."""
     with torch.inference_mode():
-        states = list(policy.trace(window, per_sample(range(count))))
-    position, velocity = (episode.observations[name][0].astype(np.float64) for name in ("position", "velocity"))
-    drawn = [(s.t, integrate(position, velocity, s.x.double().numpy())) for s in states]
-    return drawn, position, episode.observations["goal"][0]
+        states = list(policy.trace(_window(episode, 0, count), per_sample(range(count))))
+    return [(state.t, _driven(episode, 0, state.x)) for state in states]
 
 
 def _video(path: Path, policy: DiffusionPolicy, episodes: Sequence[Episode]) -> None:
@@ -147,20 +154,9 @@ def _video(path: Path, policy: DiffusionPolicy, episodes: Sequence[Episode]) -> 
         plans = None
         for step, goal in enumerate(episode.observations["goal"]):
             if episode.fresh[step]:
-                plans = _candidates(policy, episode, step)
+                plans = _driven(episode, step, policy.plan(_window(episode, step, 24), per_sample(range(24))))
             frames.append(draw_frame(MAP, trail[step], goal, trail[: step + 1], plans, height=360))
     write_video(path, frames, rate=20.0)
-
-
-def _candidates(policy: DiffusionPolicy, episode: Episode, step: int, count: int = 24) -> NDArray:
-    steps = [max(0, step - k) for k in reversed(range(SPEC.history))]
-    window = {
-        name: torch.as_tensor(episode.observations[name][steps])[None].expand(count, -1, -1)
-        for name in SPEC.observations
-    }
-    plans = policy.plan(window, per_sample(range(count)))
-    position, velocity = (episode.observations[name][step].astype(np.float64) for name in ("position", "velocity"))
-    return integrate(position, velocity, plans.double().numpy())
 
 
 def _report(
@@ -170,11 +166,12 @@ def _report(
     paths = np.split(shown.episodes.features["position"], shown.episodes.ends[:-1])
     panels = {"demonstrations": [(path, True) for path in paths[:60]]}
     panels |= {name: [(e.observations["position"], e.success) for e in ran[:60]] for name, ran in driven.items()}
-    states, position, goal = _plans(policy.using(evaluations=20), driven["diffusion"][0], 48)
+    first = driven["diffusion"][0]
+    states = _denoising(policy.using(evaluations=20), first, 48)
     metrics = _metrics(out / "diffusion" / "metrics.jsonl")
     figures = {
         "routes": routes_figure(MAP, panels),
-        "denoising": denoising_figure(MAP, states, position, goal),
+        "denoising": denoising_figure(MAP, states, *(first.observations[name][0] for name in ("position", "goal"))),
         "success": success_figure(results["policies"]),
         "tradeoff": tradeoff_figure(results["sweep"]),
         "training": training_figure(metrics),

@@ -1,6 +1,5 @@
 """Run-time state around a stateless policy: histories, what is left of each plan, and sources of noise."""
 
-import time
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -23,7 +22,6 @@ class RecedingHorizon:
 
     Attributes:
         fresh: `(robots,)`, whether the last action returned was the first of a new plan.
-        plan_seconds: Wall-clock time of the last planning call, in seconds; 0 where nothing was planned.
     """
 
     def __init__(self, policy: Policy, robots: int = 1) -> None:
@@ -37,7 +35,7 @@ class RecedingHorizon:
         self._noise = [torch.Generator() for _ in range(robots)]
         self._cursor = np.full(robots, spec.execute)
         self._started = np.zeros(robots, bool)
-        self.fresh, self.plan_seconds = np.zeros(robots, bool), 0.0
+        self.fresh = np.zeros(robots, bool)
         self.reset(range(robots))
 
     def reset(self, seeds: Sequence[int] | NDArray[np.integer], which: NDArray[np.bool_] | None = None) -> None:
@@ -67,7 +65,6 @@ class RecedingHorizon:
         active = np.ones(self.robots, bool) if which is None else which
         self._observe(observation, active)
         self.fresh = active & (self._cursor >= self.policy.spec.execute)
-        self.plan_seconds = 0.0
         if self.fresh.any():
             self._replan()
         self._cursor[active] += 1
@@ -90,13 +87,11 @@ class RecedingHorizon:
 
     def _replan(self) -> None:
         robots = np.flatnonzero(self.fresh)
-        begin = time.perf_counter()
         device = self.policy.action_normaliser.scale.device
         window = {name: torch.as_tensor(history[robots]).to(device) for name, history in self._history.items()}
         plan = self.policy.plan(window, per_sample([self._noise[robot] for robot in robots]))
         self._plan[robots] = plan.cpu().numpy()
         self._cursor[robots] = 0
-        self.plan_seconds = time.perf_counter() - begin
 
 
 __all__ = ["RecedingHorizon"]

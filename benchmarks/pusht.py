@@ -60,7 +60,7 @@ def variant(recipe: Recipe, network: str, prediction: str, minutes: float | None
 def trained(recipe: Recipe, out: Path, data: Path) -> DiffusionPolicy:
     """The checkpoint in `out`, made if it is not there."""
     if not (out / "policy.safetensors").exists():
-        training, validation = (recipe.windows(part) for part in recipe.read(data).split(recipe.validation))
+        training, validation = (recipe.windows(part) for part in recipe.demonstrations(data))
         fit(DiffusionPolicy, recipe.policy, recipe.training, (training, validation), out, {"machine": machine()})
     policy = load_checkpoint(out).policy
     if not isinstance(policy, DiffusionPolicy):

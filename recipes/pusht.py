@@ -44,14 +44,21 @@ def mirrored(state: NDArray, action: NDArray) -> tuple[NDArray, NDArray]:
 
 
 def read(path: Path | None) -> Episodes:
-    """The demonstrations and their mirror images."""
+    """The demonstrations."""
     if path is None:
         raise ValueError("the Push-T recipe got no data, expected --data pusht_cchi_v7_replay.zarr")
     raw = read_zarr(path, ("state", "action"))
-    state, action = raw.features["state"].astype(np.float64), raw.features["action"].astype(np.float64)
-    mirror_state, mirror_action = mirrored(state, action)
-    both = {**features(np.vstack([state, mirror_state])), "action": np.vstack([action, mirror_action])}
-    return Episodes(both, np.concatenate([raw.ends, raw.ends + raw.steps]))
+    return episodes(raw.features["state"].astype(np.float64), raw.features["action"].astype(np.float64), raw.ends)
+
+
+def episodes(state: NDArray, action: NDArray, ends: NDArray) -> Episodes:
+    """Episodes of features, and of the state that they come from."""
+    return Episodes({**features(state), "state": state, "action": action}, ends)
+
+
+def with_mirrored(original: Episodes) -> Episodes:
+    """Episodes and their mirror images."""
+    return original + episodes(*mirrored(original.features["state"], original.features["action"]), original.ends)
 
 
 recipe = Recipe(
@@ -67,5 +74,6 @@ recipe = Recipe(
     training=TrainingSpec(minutes=19.5, steps=100_000, batch=512, bfloat16=True),
     task=Task("gym_pusht:gym_pusht/PushT-v0", {"obs_type": "state"}, observe, extra="pusht"),
     read=read,
+    enlarge=with_mirrored,
     padded=8,
 )

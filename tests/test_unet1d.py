@@ -2,15 +2,16 @@
 
 import pytest
 import torch
+from torch.nn import functional
 
-from poise.nn import UNet1D, unet1d
+from poise.nn import Concatenate, FiLM, UNet1D, unet1d
 from poise.testing import check_network
 
 ACTION, TOKENS = 2, (2, 18)
 
 
-def published_shapes(channels, kernel, embedding, action, observation):
-    """Names and shapes of the tensors in a published checkpoint, U-Net only, FiLM with scale and bias."""
+def published_shapes(channels, kernel, embedding, action, observation, parts=2):
+    """Names and shapes of the tensors in a published checkpoint, U-Net only, FiLM with scale and bias or one part."""
     shapes, condition = {}, embedding + observation
 
     def layer(name, *weight):
@@ -26,7 +27,7 @@ def published_shapes(channels, kernel, embedding, action, observation):
     def residual(name, inputs, outputs):
         convolution(f"{name}.conv1", inputs, outputs)
         convolution(f"{name}.conv2", outputs, outputs)
-        layer(f"{name}.cond_encoder.1", 2 * outputs, condition)
+        layer(f"{name}.cond_encoder.1", parts * outputs, condition)
         if inputs != outputs:
             layer(f"{name}.residual_conv", outputs, inputs, 1)
 
@@ -68,10 +69,11 @@ def output(network, x, log_snr, tokens):
     ("channels", "kernel", "embedding", "count"),
     [((64, 128, 256), 5, 128, 148), ((256, 512, 1024), 5, 256, 148), ((16, 32), 3, 32, 100)],
 )
-def test_tensors_are_those_of_published_checkpoints(channels, kernel, embedding, count):
+@pytest.mark.parametrize("scale", [True, False])
+def test_tensors_are_those_of_published_checkpoints(channels, kernel, embedding, count, scale):
     with torch.device("meta"):
-        network = built(UNet1D(channels, kernel, embedding=embedding))
-    expected = published_shapes(channels, kernel, embedding, ACTION, TOKENS[0] * TOKENS[1])
+        network = built(UNet1D(channels, kernel, embedding=embedding, conditioning=FiLM(scale=scale)))
+    expected = published_shapes(channels, kernel, embedding, ACTION, TOKENS[0] * TOKENS[1], 1 + scale)
     assert {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()} == expected
     assert len(expected) == count
 
@@ -87,6 +89,56 @@ def test_a_published_state_dict_loads_strictly():
     del state["mid_modules.1.cond_encoder.1.bias"]
     with pytest.raises(RuntimeError, match=r"mid_modules\.1\.cond_encoder\.1\.bias"):
         network.load_state_dict(state)
+
+
+def published_output(state, x, level, condition, parts, levels):
+    """The published forward pass in plain functions, with `condition` beside the embedded level and `parts` of FiLM."""
+
+    def convolution(name, h, **settings):
+        return functional.conv1d(h, state[f"{name}.weight"], state[f"{name}.bias"], **settings)
+
+    def block(name, h):
+        h = convolution(f"{name}.block.0", h, padding=state[f"{name}.block.0.weight"].shape[2] // 2)
+        return functional.mish(
+            functional.group_norm(h, 8, state[f"{name}.block.1.weight"], state[f"{name}.block.1.bias"])
+        )
+
+    def linear(name, c):
+        return functional.linear(c, state[f"{name}.weight"], state[f"{name}.bias"])
+
+    def residual(name, h):
+        film = linear(f"{name}.cond_encoder.1", functional.mish(joint)).unsqueeze(-1).chunk(parts, 1)
+        inner = block(f"{name}.conv1", h)
+        inner = film[0] * inner + film[1] if parts == 2 else inner + film[0]
+        past = convolution(f"{name}.residual_conv", h) if f"{name}.residual_conv.weight" in state else h
+        return block(f"{name}.conv2", inner) + past
+
+    level = linear("diffusion_step_encoder.3", functional.mish(linear("diffusion_step_encoder.1", level)))
+    joint, h, skips = torch.cat([level, condition], 1), x.transpose(1, 2), []
+    for i in range(levels):
+        h = residual(f"down_modules.{i}.1", residual(f"down_modules.{i}.0", h))
+        skips.append(h)
+        h = convolution(f"down_modules.{i}.2", h, stride=2, padding=1) if i < levels - 1 else h
+    h = residual("mid_modules.1", residual("mid_modules.0", h))
+    for i in range(levels - 1):
+        h = residual(f"up_modules.{i}.1", residual(f"up_modules.{i}.0", torch.cat([h, skips.pop()], 1)))
+        names = [f"up_modules.{i}.2.{part}" for part in ("weight", "bias")]
+        h = functional.conv_transpose1d(h, *(state[name] for name in names), stride=2, padding=1)
+    return convolution("final_conv.1", block("final_conv.0", h)).transpose(1, 2)
+
+
+@pytest.mark.parametrize("conditioning", [FiLM(), FiLM(scale=False), Concatenate()], ids=str)
+@pytest.mark.parametrize("batch", [2, 12])
+def test_the_forward_pass_is_the_published_one(conditioning, batch):
+    """Also under concatenation, where the tokens are further channels and the level alone makes scale and bias."""
+    network = built(UNet1D((16, 32), embedding=32, conditioning=conditioning)).double()
+    x, log_snr, tokens = inputs(batch, dtype=torch.float64)
+    flat, doors = tokens.flatten(1), conditioning.doors
+    wide = torch.cat([x, flat[:, None].expand(-1, x.shape[1], -1)], 2) if doors.entrance else x
+    condition = flat if doors.modulation else flat[:, :0]
+    level = network.diffusion_step_encoder[0](log_snr)
+    expected = published_output(network.state_dict(), wide, level, condition, 1 + doors.scale, 2)
+    torch.testing.assert_close(output(network, x, log_snr, tokens), expected, atol=1e-10, rtol=0)
 
 
 @pytest.mark.parametrize(

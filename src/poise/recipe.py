@@ -5,10 +5,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from poise.data import Episodes, Windows
 from poise.evaluation import Task
 from poise.policies import PolicySpec
 from poise.training import TrainingSpec
+
+_ORDER = 43  # seed of the order in which demonstrations are drawn
+
+
+def as_recorded(episodes: Episodes) -> Episodes:
+    """Episodes as they are."""
+    return episodes
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,10 @@ class Recipe:
         read: Path of the data -> episodes with the features of the policy and `action`; None stands for the default
             source.
         validation: Share of the episodes held out.
+        episodes: Demonstrations to train on, of those that are not held out; None means all. They are drawn by one
+            fixed order, so that fewer are among more and the held-out ones stay the same: what a study of data
+            efficiency varies.
+        enlarge: What the chosen demonstrations become to train on, such as they and their mirror images.
         padded: Largest number of padded actions of a training window; None means `horizon - 1`.
     """
 
@@ -30,7 +43,27 @@ class Recipe:
     task: Task
     read: Callable[[Path | None], Episodes]
     validation: float = 0.02
+    episodes: int | None = None
+    enlarge: Callable[[Episodes], Episodes] = as_recorded
     padded: int | None = None
+
+    def demonstrations(self, data: Path | None) -> tuple[Episodes, Episodes]:
+        """Read the episodes to train on and those held out.
+
+        Args:
+            data: Where to read; None stands for the default source.
+
+        Raises:
+            ValueError: More episodes asked for than there are.
+        """
+        training, validation = self.read(data).split(self.validation)
+        count = len(training) if self.episodes is None else self.episodes
+        if not 1 <= count <= len(training):
+            raise ValueError(
+                f"got episodes={count}, expected 1 to {len(training)}, the demonstrations that are not held out"
+            )
+        order = np.random.default_rng(_ORDER).permutation(len(training))
+        return self.enlarge(training.select(np.sort(order[:count]))), validation
 
     def windows(self, episodes: Episodes) -> Windows:
         """The windows that the policy learns from."""
@@ -60,4 +93,4 @@ def load_recipe(path: str | Path) -> Recipe:
     return recipe
 
 
-__all__ = ["Recipe", "load_recipe"]
+__all__ = ["Recipe", "as_recorded", "load_recipe"]

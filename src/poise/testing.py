@@ -7,13 +7,14 @@ Each `check_*` takes one object and raises AssertionError with a message where i
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from poise.denoisers import Gaussian, Mixture
-from poise.nn import EncoderSpec, NetworkSpec
+from poise.nn import Encoder, EncoderSpec, Network, NetworkSpec
 from poise.predictions import Prediction
 from poise.sampling import Sampler, UniformTime, brownian, gaussian, gaussian_law, per_sample, sample, trace
 from poise.schedules import Schedule, VPCosine
@@ -247,50 +248,116 @@ def _check_moments(sampler: Sampler, schedule: Schedule, count: int = 20_000) ->
 
 
 def check_network(spec: NetworkSpec, horizon: int = 16, action: int = 3) -> None:
-    """Shapes, a gradient in every parameter, dependence on every input, independence of the batch, the state dict."""
+    """Every parameter and input matters, no output depends on its batch or on earlier calls, the state dict is all.
+
+    In evaluation mode, at several sizes, in float64, float32 and under bfloat16 autocast.
+    """
     torch.manual_seed(0)
-    network = spec.build(horizon, action, (2, 5))
+    network = spec.build(horizon, action, (2, 5)).double().eval()
     _randomise(network)
-    x, log_snr, tokens = torch.randn(4, horizon, action), torch.linspace(-3, 3, 4), torch.randn(4, 2, 5)
-
-    def run(x: Tensor, log_snr: Tensor, tokens: Tensor) -> Tensor:
-        return network(x, log_snr, network.prepare(tokens))
-
-    y = run(x, log_snr, tokens)
-    _require(y.shape == x.shape, f"{spec}: output {tuple(y.shape)} for a plan {tuple(x.shape)}")
+    given = x, log_snr, tokens = _network_inputs(4, horizon, action, (2, 5))
+    y = _output(network, *given)
     y.square().sum().backward()
     idle = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     _require(not idle, f"{spec}: no gradient reaches {idle}")
     with torch.no_grad():
-        for name, other in {
-            "x": run(x + 0.1, log_snr, tokens),
-            "log_snr": run(x, log_snr + 0.5, tokens),
-            "tokens": run(x, log_snr, tokens + 0.5),
-        }.items():
-            _require(bool((other - y).flatten(1).norm(dim=1).min() > 1e-4), f"{spec}: {name} does not matter")
-        alone = torch.cat([run(x[i : i + 1], log_snr[i : i + 1], tokens[i : i + 1]) for i in range(4)])
-        _near(alone, y, 1e-4, f"{spec}: an output depends on its batch")
-        twin = spec.build(horizon, action, (2, 5))
+        _check_inputs(spec, network, given)
+        alone = torch.cat([_output(network, *(values[i : i + 1] for values in given)) for i in range(4)])
+        _near(alone, y, 1e-9, f"{spec}: an output depends on its batch")
+        prepared = network.prepare(tokens)
+        for shift in (0.5, -0.5, 0.5, 0.0):
+            fresh = _output(network, x, log_snr + shift, tokens)
+            _near(network(x, log_snr + shift, prepared), fresh, 1e-9, f"{spec}: a call changes what was prepared")
+        twin = spec.build(horizon, action, (2, 5)).double().eval()
         twin.load_state_dict(network.state_dict())
-        _require(torch.equal(twin(x, log_snr, twin.prepare(tokens)), y), f"{spec}: the state dict is not all")
+        _require(torch.equal(_output(twin, *given), y), f"{spec}: the state dict is not all")
+        for sizes in ((horizon, action, (2, 5)), (2 * horizon, action + 1, (1, 7)), (horizon, 1, (3, 2))):
+            other, values = spec.build(*sizes).eval(), _network_inputs(2, *sizes)
+            got = other(*(v.float() for v in values[:2]), other.prepare(values[2].float()))
+            _require(got.shape == values[0].shape, f"{spec}: output {tuple(got.shape)} for {tuple(values[0].shape)}")
+        _check_precisions(spec, network, given, y)
 
 
-def check_encoder(spec: EncoderSpec) -> None:
-    """Tokens of the declared shape that depend on every feature and history step, and not on the batch."""
-    torch.manual_seed(0)
-    shapes = {"joints": (4,), "pose": (2, 3)}
-    encoder = spec.build(shapes, 2)
+def _network_inputs(batch: int, horizon: int, action: int, tokens: tuple[int, int]) -> tuple[Tensor, Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    x, c = (torch.randn(batch, *s, generator=generator, dtype=_DOUBLE) for s in ((horizon, action), tokens))
+    return x, torch.linspace(-3, 3, batch, dtype=_DOUBLE), c
+
+
+def _output(network: Network, x: Tensor, log_snr: Tensor, tokens: Tensor) -> Tensor:
+    return network(x, log_snr, network.prepare(tokens))
+
+
+def _check_inputs(spec: NetworkSpec, network: Network, given: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Each output depends on each input, on each token, on their order, and on the order of the steps of the plan."""
+    (x, log_snr, tokens), y = given, _output(network, *given)
+    rounding = 1e-11 * y.norm()  # what is far above it was no accident, however little a fresh network heeds it
+    changed = {"x": (x + 0.1, log_snr, tokens), "log_snr": (x, log_snr + 0.5, tokens)}
+    for i in range(tokens.shape[1]):
+        without = tokens.clone()
+        without[:, i] = 0
+        changed[f"token {i}"] = x, log_snr, without
+    changed["the order of the tokens"] = x, log_snr, tokens.flip(1)
+    for name, values in changed.items():
+        moved = (_output(network, *values) - y).flatten(1).norm(dim=1).min()
+        _require(bool(moved > rounding), f"{spec}: {name} does not matter")
+    flipped = _output(network, x.flip(1), log_snr, tokens).flip(1)
+    _require(bool((flipped - y).norm() > rounding), f"{spec}: the order of the steps does not matter")
+
+
+def _check_precisions(spec: NetworkSpec, network: Network, given: tuple[Tensor, Tensor, Tensor], y: Tensor) -> None:
+    network, scale = network.float(), y.abs().max().item()
+    single = [values.float() for values in given]
+    _near(_output(network, *single).double(), y, 1e-4 * scale, f"{spec}: float32 strays from float64")
+    with torch.autocast("cpu", torch.bfloat16):
+        half = _output(network, *single)
+    _near(half.double(), y, 0.1 * scale, f"{spec}: bfloat16 autocast strays from float64")
+
+
+_STATES = {"joints": (4,), "pose": (2, 3)}
+_IMAGES = {"left": (48, 48, 3), "right": (96, 48, 3)}
+
+
+def check_encoder(spec: EncoderSpec, shapes: Mapping[str, tuple[int, ...]] | None = None) -> None:
+    """Declared tokens, dependence on every feature and step, not on the batch; gradients; the state dict.
+
+    Args:
+        spec: The encoder.
+        shapes: Its features; by default states, images of two sizes, and both, of which it may refuse some, not all.
+    """
+    accepted = 0
+    for features in (_STATES, _IMAGES, {**_STATES, **_IMAGES}) if shapes is None else (shapes,):
+        torch.manual_seed(0)
+        try:
+            encoder = spec.build(features, 2)
+        except ValueError as error:
+            _require(bool(str(error)), f"{spec}: refuses {features} without a message")
+            continue
+        accepted += 1
+        _check_encoder(spec, encoder.eval(), features)
+    _require(accepted > 0, f"{spec}: refuses states, images, and both: name its features in shapes")
+
+
+def _check_encoder(spec: EncoderSpec, encoder: Encoder, shapes: Mapping[str, tuple[int, ...]]) -> None:
     observation = {name: torch.randn(3, 2, *shape) for name, shape in shapes.items()}
     tokens = encoder(observation)
     _require(tokens.shape == (3, *encoder.tokens), f"{spec}: tokens {tuple(tokens.shape)}, declared {encoder.tokens}")
-    for name, values in observation.items():
-        for step in range(2):
-            moved = values.clone()
-            moved[:, step] += 1
-            other = encoder({**observation, name: moved})
-            _require(not torch.allclose(other, tokens), f"{spec}: step {step} of {name!r} does not matter")
-    alone = encoder({name: values[1:2] for name, values in observation.items()})
-    _near(alone, tokens[1:2], 1e-5, f"{spec}: tokens depend on the batch")
+    if parameters := {name: p for name, p in encoder.named_parameters() if p.requires_grad}:
+        (tokens * torch.randn_like(tokens)).sum().backward()
+        idle = [name for name, p in parameters.items() if p.grad is None or not p.grad.abs().sum() > 0]
+        _require(not idle, f"{spec}: no gradient reaches {idle}")
+    with torch.no_grad():
+        for name, values in observation.items():
+            for step in range(2):
+                moved = values.clone()
+                moved[:, step] = torch.randn_like(moved[:, step])
+                change = (encoder({**observation, name: moved}) - tokens).flatten(1).norm(dim=1).min()
+                _require(bool(change > 1e-4), f"{spec}: step {step} of {name!r} does not matter")
+        alone = encoder({name: values[1:2] for name, values in observation.items()})
+        _near(alone, tokens[1:2], 1e-5, f"{spec}: tokens depend on the batch")
+        twin = spec.build(shapes, 2).eval()
+        twin.load_state_dict(encoder.state_dict())
+        _require(torch.equal(twin(observation), encoder(observation)), f"{spec}: the state dict is not all")
 
 
 def _randomise(module: torch.nn.Module) -> None:

@@ -6,9 +6,11 @@ from typing import Annotated
 
 import tyro
 
+from poise.cli.compare import compare_samplers
 from poise.cli.demo import demo
 from poise.cli.evaluate import evaluate
 from poise.cli.inspect import inspect
+from poise.cli.sweep import sweep
 from poise.cli.train import train_recipe
 
 
@@ -29,7 +31,14 @@ def main() -> None:
             train_recipe(arguments[1:])  # whose options depend on the recipe
         else:
             tyro.extras.subcommand_cli_from_dict(
-                {"demo": demo, "evaluate": evaluate, "inspect": inspect, "train": train},
+                {
+                    "compare": compare_samplers,
+                    "demo": demo,
+                    "evaluate": evaluate,
+                    "inspect": inspect,
+                    "sweep": sweep,
+                    "train": train,
+                },
                 prog="poise",
                 description="From noise to poise: diffusion policies for robots, from demonstrations to closed loop.",
                 args=arguments,

@@ -112,7 +112,7 @@ def evaluate(
     """
     if threads:
         torch.set_num_threads(threads)
-    policy, task = sampling.of(load_checkpoint(checkpoint).policy), _task(recipe, environment)
+    policy, task = sampling.of(load_checkpoint(checkpoint).policy), task_of(recipe, environment)
     begin = time.perf_counter()
     seeds = range(seed, seed + episodes)
     ran = list(tqdm(rollout(policy, task, seeds), total=episodes, desc="episodes"))
@@ -142,7 +142,12 @@ def _page(path: Path, results: dict[str, Any], episodes: Sequence[Episode], vide
 _EPISODES = "The largest reward of every episode, sorted: how many nearly succeed, and how many never come near."
 
 
-def _task(recipe: Path | None, environment: str | None) -> Task:
+def task_of(recipe: Path | None, environment: str | None) -> Task:
+    """The task of a recipe, or else an environment as it is.
+
+    Raises:
+        ValueError: Neither of the two.
+    """
     if recipe is not None:
         return load_recipe(recipe).task
     if environment is None:
@@ -178,4 +183,4 @@ def write_json(path: Path, results: dict[str, Any]) -> None:
     path.write_text(json.dumps(results, indent=2) + "\n")
 
 
-__all__ = ["GRIDS", "SAMPLERS", "Output", "Sampling", "described", "evaluate", "write_json"]
+__all__ = ["GRIDS", "SAMPLERS", "Output", "Sampling", "described", "evaluate", "task_of", "write_json"]

@@ -13,6 +13,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from poise.cli.fields import choose_classes
 from poise.data import Windows
 from poise.plain import concrete
 from poise.policies import DiffusionPolicy, NearestNeighbour, Policy, PolicySpec, save_checkpoint
@@ -22,9 +23,10 @@ from poise.training import EMA, Progress, TrainingSpec, train
 _USAGE = """usage: poise train RECIPE [--data PATH] [--out DIR] [OPTIONS]
 
 Learn a policy from demonstrations. RECIPE is a Python file that ends in 'recipe = Recipe(...)'; its fields are the
-options: poise train RECIPE --help lists them.
+options: poise train RECIPE --help lists them. A field that holds an object also takes the name of another class.
 
     poise train recipes/pusht.py --data pusht_cchi_v7_replay.zarr --training.minutes 5
+    poise train recipes/pusht.py --data pusht_cchi_v7_replay.zarr --policy.network UNet1D
 """
 
 
@@ -55,21 +57,32 @@ def train_recipe(arguments: list[str]) -> None:
         print(_USAGE)
         return
     path = Path(arguments[0])
-    default = Run(load_recipe(path), Path("out") / path.stem)
-    run = tyro.cli(
-        Run, default=default, args=arguments[1:], prog=f"poise train {path}", config=(tyro.conf.SuppressFixed,)
-    )
+    run = parse_run(path, load_recipe(path), arguments[1:])
     kinds = concrete(Policy)
     if run.method not in kinds:
         raise ValueError(f"got the method {run.method!r}, expected one of {sorted(kinds)}")
     if run.threads:
         torch.set_num_threads(run.threads)
-    episodes = run.recipe.read(run.data)
-    training, validation = (run.recipe.windows(part) for part in episodes.split(run.recipe.validation))
-    print(f"{len(episodes)} episodes, {len(training)} training and {len(validation)} validation windows")
+    parts = run.recipe.demonstrations(run.data)
+    training, validation = (run.recipe.windows(part) for part in parts)
+    print(
+        f"{len(parts[0])} + {len(parts[1])} episodes, {len(training)} training and {len(validation)} validation windows"
+    )
     notes = {"recipe": str(path), "data": str(run.data), "machine": machine(), "training": run.recipe.training}
     file = fit(kinds[run.method], run.recipe.policy, run.recipe.training, (training, validation), run.out, notes)
     print(f"wrote {file}\nnext: poise evaluate {run.out} --recipe {path}")
+
+
+def parse_run(path: Path, recipe: Recipe, arguments: list[str]) -> Run:
+    """The run that the arguments after the recipe ask for.
+
+    Raises:
+        ValueError: The name of a class that does not fit its field.
+        SystemExit: What else is wrong, which is printed, or --help.
+    """
+    chosen, rest = choose_classes(recipe, arguments)
+    default = Run(chosen, Path("out") / path.stem)
+    return tyro.cli(Run, default=default, args=rest, prog=f"poise train {path}", config=(tyro.conf.SuppressFixed,))
 
 
 def fit(
@@ -140,4 +153,4 @@ def _processor() -> str:
     return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
 
 
-__all__ = ["Run", "fit", "machine", "train_recipe"]
+__all__ = ["Run", "fit", "machine", "parse_run", "train_recipe"]

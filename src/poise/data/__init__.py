@@ -1,8 +1,25 @@
-"""Demonstrations: episodes, windows over them, normalisers and file formats."""
+"""Demonstrations: episodes, windows over them, normalisers, augmentation and file formats."""
 
+from poise.data.augment import Augmentation, ColourJitter, Crop
 from poise.data.episodes import Episodes
 from poise.data.formats.npz import read_npz, write_npz
-from poise.data.normalise import Limits, Normaliser, Scaling, Standard
+from poise.data.normalise import Limits, Normaliser, Pixels, Quantile, Scaling, Standard, Unscaled
 from poise.data.windows import Batch, Windows
 
-__all__ = ["Batch", "Episodes", "Limits", "Normaliser", "Scaling", "Standard", "Windows", "read_npz", "write_npz"]
+__all__ = [
+    "Augmentation",
+    "Batch",
+    "ColourJitter",
+    "Crop",
+    "Episodes",
+    "Limits",
+    "Normaliser",
+    "Pixels",
+    "Quantile",
+    "Scaling",
+    "Standard",
+    "Unscaled",
+    "Windows",
+    "read_npz",
+    "write_npz",
+]

@@ -73,6 +73,11 @@ class Episodes:
     def __len__(self) -> int:
         return len(self.ends)
 
+    def __add__(self, other: "Episodes") -> "Episodes":
+        """These episodes and then the other ones, which have the same features."""
+        rows = {name: np.concatenate([array, other.features[name]]) for name, array in self.features.items()}
+        return Episodes(rows, np.concatenate([self.ends, self.steps + other.ends]))
+
     def select(self, chosen: Sequence[int] | NDArray) -> "Episodes":
         """The chosen episodes, in the given order, as a copy."""
         rows = np.concatenate([np.arange(self.starts[i], self.ends[i]) for i in chosen])

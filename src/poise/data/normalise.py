@@ -9,6 +9,7 @@ that hardly moved in the demonstrations cannot blow up at run time.
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -47,12 +48,65 @@ class Standard(Scaling):
         return 1 / deviation, -mean / deviation
 
 
+@dataclass(frozen=True)
+class Quantile(Scaling):
+    """A low and a high quantile to -1 and 1, so that a few outliers do not squeeze the rest.
+
+    Attributes:
+        low: Share of the data below -1.
+        high: Share of the data below 1.
+
+    Raises:
+        ValueError: Shares that are not in order within [0, 1].
+    """
+
+    low: float = 0.01
+    high: float = 0.99
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.low < self.high <= 1:
+            raise ValueError(f"Quantile got low={self.low} and high={self.high}, expected 0 <= low < high <= 1")
+
+    def fit(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        """The limits between these quantiles of every dimension."""
+        bounds = np.quantile(data.cpu().numpy(), [self.low, self.high], axis=0)
+        return Limits().fit(torch.as_tensor(bounds).to(data))
+
+
+@dataclass(frozen=True)
+class Pixels(Scaling):
+    """Channels of 8-bit images by constants that need no data: 0 to 255 becomes `(x / 255 - mean) / deviation`.
+
+    Attributes:
+        mean: Of each channel in 0 to 1; one number serves all.
+        deviation: Of each channel in 0 to 1; one number serves all.
+    """
+
+    mean: tuple[float, ...] = (0.5,)
+    deviation: tuple[float, ...] = (0.5,)
+
+    def fit(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        """The constants, whatever the data."""
+        mean, deviation = (data.new_tensor(v).expand(data.shape[1]) for v in (self.mean, self.deviation))
+        return 1 / (255 * deviation), -mean / deviation
+
+
+@dataclass(frozen=True)
+class Unscaled(Scaling):
+    """The data as they are."""
+
+    def fit(self, data: Tensor) -> tuple[Tensor, Tensor]:
+        """One and zero."""
+        return torch.ones_like(data[0]), torch.zeros_like(data[0])
+
+
 class Normaliser(nn.Module):
     """The affine map of one feature. Until it is fitted or loaded, its constants are NaN and its use is an error.
 
     Args:
         name: Of the feature, for messages.
-        shape: Of one row of the feature.
+        shape: Of the constants, which meet the last dimensions of the data: one row of a feature, or the channels of an
+            image.
     """
 
     def __init__(self, name: str, shape: tuple[int, ...]) -> None:
@@ -64,8 +118,8 @@ class Normaliser(nn.Module):
         self.offset: Tensor
 
     def fit(self, data: Tensor, scaling: Scaling) -> None:
-        """Take the constants from rows `(N, *shape)`."""
-        scale, offset = scaling.fit(data.reshape(len(data), -1).double())
+        """Take the constants from data `(..., *shape)`."""
+        scale, offset = scaling.fit(data.reshape(-1, self.scale.numel()).double())
         self.scale.copy_(scale.reshape(self.scale.shape))
         self.offset.copy_(offset.reshape(self.offset.shape))
 
@@ -90,4 +144,4 @@ class Normaliser(nn.Module):
         return (y - self.offset) / self.scale
 
 
-__all__ = ["Limits", "Normaliser", "Scaling", "Standard"]
+__all__ = ["Limits", "Normaliser", "Pixels", "Quantile", "Scaling", "Standard", "Unscaled"]

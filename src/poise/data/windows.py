@@ -8,10 +8,12 @@ a plan starts now, its index 0 is the action for the current observation. Rows b
 the mask says which actions are real.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from poise.data.episodes import Episodes
@@ -22,7 +24,7 @@ class Batch:
     """Windows gathered for a policy.
 
     Attributes:
-        observation: Name -> `(B, history, ...)`, float32.
+        observation: Name -> `(B, history, ...)`, float32; images `(B, history, height, width, channels)`, uint8.
         actions: `(B, horizon, action)`, float32.
         real: `(B, horizon)`, False where an action is padding.
     """
@@ -46,7 +48,7 @@ class Windows:
         device: Where the data live and batches are made.
 
     Raises:
-        ValueError: A missing feature, or no episode long enough.
+        ValueError: A missing feature, images that are not of 8 bits, or no episode long enough.
     """
 
     def __init__(
@@ -69,7 +71,8 @@ class Windows:
             raise ValueError(f"Windows got padded={padded}, expected a number from 0 to horizon - 1 = {horizon - 1}")
 
         def resident(name: str) -> Tensor:
-            return torch.as_tensor(np.ascontiguousarray(episodes.features[name])).to(device, torch.float32)
+            values = np.ascontiguousarray(episodes.features[name])
+            return torch.as_tensor(values).to(device, torch.uint8 if _is_image(name, values) else torch.float32)
 
         self.observations = {name: resident(name) for name in observations}
         self.actions = resident(action).flatten(1)
@@ -92,14 +95,33 @@ class Windows:
 
     def __getitem__(self, indices: Tensor) -> Batch:
         """The windows of the given indices `(B,)`."""
+        return self.gather(indices, self.observations)
+
+    def gather(self, indices: Tensor, observations: Iterable[str]) -> Batch:
+        """The windows of the given indices `(B,)`, with some of the observed features."""
         row, first, last = (v[indices, None] for v in (self._row, self._first, self._last))
         past = torch.maximum(row + self._back, first)
         ahead = row + self._ahead
         return Batch(
-            observation={name: values[past] for name, values in self.observations.items()},
+            observation={name: self.observations[name][past] for name in observations},
             actions=self.actions[torch.minimum(ahead, last)],
             real=ahead <= last,
         )
+
+
+def _is_image(name: str, values: NDArray) -> bool:
+    """Whether rows are images, `(height, width, channels)`.
+
+    Raises:
+        ValueError: Images of another type than uint8, which would take four times the memory.
+    """
+    image = values.ndim == 4
+    if image and values.dtype != np.uint8:
+        raise ValueError(
+            f"Windows got images {name!r} of {values.dtype}, expected uint8 from 0 to 255: "
+            "convert them, after multiplying by 255 where white is 1"
+        )
+    return image
 
 
 __all__ = ["Batch", "Windows"]

@@ -8,20 +8,24 @@ from numpy.typing import NDArray
 from poise.evaluation.rollout import Slots
 from poise.evaluation.task import Task
 from poise.policies import Policy
+from poise.policies.control import Control, RecedingHorizon
 
 
-def film(policy: Policy, task: Task, seeds: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+def film(
+    policy: Policy, task: Task, seeds: Sequence[int], control: Control = RecedingHorizon
+) -> Iterator[NDArray[np.uint8]]:
     """Yield one picture a control step, `(H, W, 3)`, of all seeds side by side until the last one ends.
 
     Args:
         policy: Any policy.
         task: An environment that renders RGB arrays.
         seeds: One a tile.
+        control: `(policy, robots) -> controller`, what turns its plans into actions.
 
     Raises:
         ValueError: An environment that renders nothing.
     """
-    slots = Slots(policy, task, seeds, len(seeds), render=True)
+    slots = Slots(policy, task, seeds, len(seeds), render=True, control=control)
     try:
         shown = _rendered(slots, task)
         while slots.active.any():

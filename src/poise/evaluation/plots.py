@@ -110,8 +110,8 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         mine = sorted((row for row in rows if row["sampler"] == name), key=lambda row: row["evaluations"])
         _curve(success, mine, ("success", "success_low", "success_high"), k)
         _curve(cost, mine, ("plan_ms_median", "plan_ms_median", "plan_ms_p95"), k)
-    _style(success, "Success")
-    _style(cost, "Milliseconds a plan")
+    styled(success, "Success")
+    styled(cost, "Milliseconds a plan")
     floor = min(row["success_low"] for row in rows)
     success.set(ylim=(max(0.0, np.floor(10 * floor - 0.2) / 10), 1.01))
     success.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f} %"))
@@ -200,7 +200,7 @@ def training_figure(metrics: Sequence[Mapping[str, float]]) -> Figure:
     axes.plot(step, _smoothed(loss), color=ROBOT, linewidth=_LINE, label="training, smoothed")
     if held:
         axes.plot(*np.array(held, float).T, "o-", color=PLAN, linewidth=_LINE, markersize=5, label="validation")
-    _style(axes, "Loss")
+    styled(axes, "Loss")
     axes.set_yscale("log")
     low, high = min([*_smoothed(loss), *(value for _, value in held)]), _smoothed(loss).max()
     digits = "25" if high > 4 * low else "23456789"
@@ -228,7 +228,7 @@ def rewards_figure(rewards: Sequence[float]) -> Figure:
     axes.fill_between(share, values, color=ROBOT, alpha=0.15, linewidth=0)
     axes.plot(share, values, color=ROBOT, linewidth=_LINE)
     axes.axhline(values.mean(), color=PLAN, linewidth=_LINE, label=f"mean {values.mean():.3f}")
-    _style(axes, "Largest reward of an episode")
+    styled(axes, "Largest reward of an episode")
     axes.set_xlabel("share of episodes, %", color=MUTED, fontsize=_TEXT, labelpad=6)
     axes.set(xlim=(0, 100), ylim=(min(0.0, values[0]), None))
     axes.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=_TEXT)
@@ -255,7 +255,8 @@ def _bare(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _style(axes: Axes, title: str) -> None:
+def styled(axes: Axes, title: str) -> None:
+    """Give axes a title and horizontal rules, and nothing else."""
     _bare(axes)
     axes.grid(axis="y", color=SHADOW, linewidth=0.8)
     axes.set_title(title, loc="left", color=INK, fontsize=11, fontweight="bold", pad=9)
@@ -276,6 +277,7 @@ __all__ = [
     "SERIES",
     "TRACK",
     "rewards_figure",
+    "styled",
     "success_figure",
     "tradeoff_figure",
     "training_figure",

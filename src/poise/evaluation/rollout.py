@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from poise.evaluation.statistics import bootstrap, entropy, jerk, seam_jump, wilson
 from poise.evaluation.task import Task
-from poise.policies import Policy, RecedingHorizon
+from poise.policies import Policy
+from poise.policies.control import Control, RecedingHorizon
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,8 @@ class Episode:
         mode: Which of several ways it was solved, where the environment tells, else None.
         actions: `(steps, action)`, as the policy gave them.
         fresh: `(steps,)`, whether a step began a new plan.
-        observations: Feature -> `(steps, ...)`, what each action answered.
+        observations: Feature -> `(steps, ...)`, what was observed at each step. Images are left out: hundreds of
+            episodes of them would not fit into memory.
     """
 
     seed: int
@@ -43,7 +45,7 @@ class Episode:
     observations: dict[str, NDArray]
 
 
-def rollout(policy: Policy, task: Task, seeds: Sequence[int]) -> Iterator[Episode]:
+def rollout(policy: Policy, task: Task, seeds: Sequence[int], control: Control = RecedingHorizon) -> Iterator[Episode]:
     """Yield every episode as it ends, in no particular order.
 
     A slot that ends its episode starts the next seed at once. An episode depends on its seed alone, up to the rounding
@@ -53,12 +55,13 @@ def rollout(policy: Policy, task: Task, seeds: Sequence[int]) -> Iterator[Episod
         policy: Any policy.
         task: Where to try it.
         seeds: One an episode.
+        control: `(policy, robots) -> controller`, what turns its plans into actions.
 
     Raises:
         ValueError: An environment that resets by itself or has no box of actions, or observations that do not fit the
             policy.
     """
-    slots = Slots(policy, task, seeds, min(task.slots, len(seeds)))
+    slots = Slots(policy, task, seeds, min(task.slots, len(seeds)), control=control)
     try:
         while slots.active.any():
             yield from slots.step()
@@ -75,14 +78,24 @@ class Slots:
         seeds: One an episode.
         count: Number of environments.
         render: Whether the environments render.
+        control: `(policy, robots) -> controller`.
 
     Attributes:
         envs: The vector environment.
         active: `(count,)`, False where a slot has run out of seeds.
     """
 
-    def __init__(self, policy: Policy, task: Task, seeds: Sequence[int], count: int, render: bool = False) -> None:
+    def __init__(
+        self,
+        policy: Policy,
+        task: Task,
+        seeds: Sequence[int],
+        count: int,
+        render: bool = False,
+        control: Control = RecedingHorizon,
+    ) -> None:
         self.policy, self.task, self.waiting = policy, task, list(seeds[count:])
+        self.kept = [name for name in policy.spec.observations if name not in policy.spec.cameras]
         self.envs = task.make(count, render)
         limits, mode = self.envs.single_action_space, self.envs.metadata.get("autoreset_mode")
         if mode != AutoresetMode.DISABLED or not isinstance(limits, Box):
@@ -93,20 +106,22 @@ class Slots:
         self.low, self.high = limits.low, limits.high
         self.current = np.array(seeds[:count])
         self.records: list[list[_Step]] = [[] for _ in range(count)]
-        self.active = np.ones(count, bool)
-        self.control = RecedingHorizon(policy, count)
+        self.active, self._fit = np.ones(count, bool), False
+        self.control = control(policy, count)
         self.control.reset(self.current)
         self.raw, _ = self.envs.reset(seed=self.current.tolist())
 
     def step(self) -> Iterator[Episode]:
         """One control step of every active slot, and the episodes that it ends."""
         features = self.task.observe(self.raw)
-        _fits(self.policy, features)
+        if not self._fit:
+            _fits(self.policy, features)
+            self._fit = True
         actions = self.control.act(features, self.active)
         bounded = np.clip(self.task.act(actions), self.low, self.high)
         self.raw, rewards, terminated, truncated, infos = self.envs.step(bounded)
         for i in np.flatnonzero(self.active):
-            seen = {name: features[name][i] for name in self.policy.spec.observations}
+            seen = {name: features[name][i] for name in self.kept if name in features}
             self.records[i].append(_Step(seen, actions[i], self.control.fresh[i], float(rewards[i])))
         done = terminated | truncated
         for i in np.flatnonzero(self.active & done):
@@ -137,7 +152,7 @@ class _Step(NamedTuple):
 def _fits(policy: Policy, features: dict[str, NDArray]) -> None:
     for name, shape in policy.spec.observations.items():
         got = features[name].shape[1:] if name in features else None
-        if got != tuple(shape):
+        if got != tuple(shape) and not (got is None and name in policy.spec.optional):
             found = {name: values.shape[1:] for name, values in features.items()}
             raise ValueError(
                 f"The environment gives the features {found}, but the policy expects {dict(policy.spec.observations)}: "
@@ -156,8 +171,13 @@ def _episode(seed: int, record: list[_Step], terminated: bool, told: dict[str, A
         mode=int(told["mode"]) if "mode" in told else None,
         actions=np.stack([step.action for step in record]),
         fresh=np.array([step.fresh for step in record]),
-        observations={name: np.stack([step.seen[name] for step in record]) for name in record[0].seen},
+        observations={name: np.stack([step.seen[name] for step in record]) for name in _common(record)},
     )
+
+
+def _common(record: list[_Step]) -> list[str]:
+    """The features of every step: an optional one may come and go."""
+    return [name for name in record[0].seen if all(name in step.seen for step in record)]
 
 
 @dataclass(frozen=True)
@@ -178,7 +198,10 @@ class Latency:
 def latency(policy: Policy, repeats: int = 30) -> Latency:
     """Time plans of batch 1 on a zero observation, after a few to warm up."""
     spec, device = policy.spec, policy.action_normaliser.scale.device
-    observation = {n: torch.zeros(1, spec.history, *shape, device=device) for n, shape in spec.observations.items()}
+    observation = {
+        name: torch.zeros(1, spec.history, *shape, device=device, dtype=torch.uint8 if name in spec.cameras else None)
+        for name, shape in spec.observations.items()
+    }
     with torch.inference_mode():
         *_, last = policy.trace(observation)
     seconds = []

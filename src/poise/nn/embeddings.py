@@ -16,10 +16,18 @@ class Sinusoidal(nn.Module):
         width: Even number of outputs.
         low: Lowest frequency in radians a unit.
         high: Highest frequency in radians a unit.
+
+    Raises:
+        ValueError: A width that is odd or below 2.
     """
 
     def __init__(self, width: int, low: float = 0.1, high: float = 20.0) -> None:
         super().__init__()
+        if width < 2 or width % 2:
+            raise ValueError(
+                f"Sinusoidal got width={width}, expected an even number of at least 2, for it holds pairs of sine and "
+                "cosine: choose an even width of the embedding"
+            )
         frequencies = torch.exp(torch.linspace(math.log(low), math.log(high), width // 2))
         self.register_buffer("frequencies", frequencies, persistent=False)
         self.frequencies: Tensor

@@ -29,11 +29,16 @@ class Network(nn.Module, ABC):
 class Encoder(nn.Module, ABC):
     """A module from observation histories to tokens `(B, N, D)`.
 
+    Features of three dimensions are images `(height, width, channels)`; all others are low-dimensional. Where there are
+    several tokens a history step, those of a step stand together, oldest step first.
+
     Attributes:
         tokens: `(N, D)`.
+        raw: Features that the encoder wants in the units of the data, such as angles; the others come normalised.
     """
 
     tokens: tuple[int, int]
+    raw: frozenset[str] = frozenset()
 
     @abstractmethod
     def forward(self, observation: Observation) -> Tokens:

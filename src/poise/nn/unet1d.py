@@ -2,19 +2,24 @@ r"""The one-dimensional U-Net of Diffusion Policy (Chi et al. 2023, arXiv 2303.0
 
 Convolutions run over the horizon. Every residual block is conditioned by FiLM (Perez et al. 2018, arXiv 1709.07871),
 
-$$ h \leftarrow \gamma(c) \odot h + \beta(c), \qquad c = [\,\mathrm{embed}(\lambda),\ \text{tokens}\,]. $$
+$$ h \leftarrow \gamma(c) \odot h + \beta(c), \qquad c = [\,\mathrm{embed}(\lambda),\ \text{tokens}\,], $$
 
-The tensors have the names and shapes of the published checkpoints, so that these can be imported.
+or $h \leftarrow h + \beta(c)$ under `FiLM(scale=False)`. Under other conditionings c is the noise level alone: under
+`Concatenate` the tokens are further channels of the plan, under `CrossAttention` each resolution attends to them.
+With `FiLM` the tensors have the names and shapes of the published checkpoints, so that these can be imported.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from poise.nn.attention import Attend, Memory, Unattended
+from poise.nn.conditioning import Conditioning, FiLM, attend
 from poise.nn.embeddings import Sinusoidal
 from poise.nn.spec import Network, NetworkSpec
 from poise.typing import Actions, Times, Tokens
@@ -25,25 +30,40 @@ _PART = 16  # outputs of one product
 
 @dataclass(frozen=True)
 class UNet1D(NetworkSpec):
-    """U-Net over the horizon with FiLM; the defaults are the compact size, (256, 512, 1024) is the published one.
+    """U-Net over the horizon; every conditioning fits.
+
+    The defaults are the compact size; channels (256, 512, 1024) and an embedding of 256 are the published one.
 
     Attributes:
         channels: Channels of each resolution; each next one halves the horizon.
         kernel: Odd width of the convolutions.
         groups: Groups of the group norm; divides every entry of `channels`.
         embedding: Even width of the embedding of the noise level.
+        conditioning: Through which doors the observation enters.
+
+    Raises:
+        ValueError: An even kernel, or channels that the groups do not divide.
     """
 
     channels: tuple[int, ...] = (64, 128, 256)
     kernel: int = 5
     groups: int = 8
     embedding: int = 128
+    conditioning: Conditioning = FiLM()
+
+    def __post_init__(self) -> None:
+        if not self.channels or any(c % self.groups for c in self.channels) or self.kernel % 2 == 0:
+            raise ValueError(
+                f"UNet1D got channels={self.channels}, groups={self.groups} and kernel={self.kernel}, expected "
+                "channels that the groups divide, and an odd kernel: change the channels, the groups or the kernel"
+            )
 
     def build(self, horizon: int, action: int, tokens: tuple[int, int]) -> Network:
         """The module for plans `(B, horizon, action)`.
 
         Raises:
-            ValueError: A horizon that cannot be halved often enough.
+            ValueError: A horizon that cannot be halved often enough, an odd embedding, or channels that the heads of
+                the attention do not divide.
         """
         multiple = 2 ** (len(self.channels) - 1)
         if horizon % multiple:
@@ -51,7 +71,14 @@ class UNet1D(NetworkSpec):
                 f"UNet1D with {len(self.channels)} resolutions got horizon={horizon}, expected a multiple of "
                 f"{multiple}: change the horizon or use fewer channels"
             )
-        return _UNet1D(self, action, tokens[0] * tokens[1])
+        return _UNet1D(self, action, tokens)
+
+
+class _Prepared(NamedTuple):
+    entrance: Tensor  # what stands beside every step of the plan, (B, 0 or N D)
+    film: Tensor  # what the observation and the biases add to all scales and biases
+    level: Tensor  # the matrix that maps the noise level to the rest
+    memories: list[Memory | None]  # what each resolution attends to
 
 
 class _Convolution(nn.Module):
@@ -100,44 +127,49 @@ class _ResidualBlock(nn.Module):
         super().__init__()
         self.conv1 = _ConvBlock(inputs, outputs, spec)
         self.conv2 = _ConvBlock(outputs, outputs, spec)
-        self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(condition, 2 * outputs))
+        self.scaled = spec.conditioning.doors.scale
+        self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(condition, (1 + self.scaled) * outputs))
         self.residual_conv = _Convolution(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def film(self) -> nn.Linear:
-        """The layer that maps the condition to scale and bias."""
+        """The layer that maps the condition to scale and bias, or to the bias."""
         layer = self.cond_encoder[1]
         assert isinstance(layer, nn.Linear)
         return layer
 
     def forward(self, x: Tensor, films: Iterator[Tensor]) -> Tensor:
-        scale, bias = next(films), next(films)
-        return self.conv2(torch.addcmul(bias, scale, self.conv1(x))) + self.residual_conv(x)
+        scale = next(films) if self.scaled else None
+        bias, h = next(films), self.conv1(x)
+        h = h + bias if scale is None else torch.addcmul(bias, scale, h)
+        return self.conv2(h) + self.residual_conv(x)
 
 
 class _Stage(nn.ModuleList):
-    """Two residual blocks and a change of resolution, under the published names 0, 1 and 2."""
+    """Two residual blocks, a change of resolution and, before it, attention: the first three under published names."""
 
-    def __init__(self, inputs: int, outputs: int, condition: int, spec: UNet1D, resample: nn.Module) -> None:
-        super().__init__()
-        for module in (
-            _ResidualBlock(inputs, outputs, condition, spec),
-            _ResidualBlock(outputs, outputs, condition, spec),
-            resample,
-        ):
-            self.append(module)
+    def __init__(self, blocks: tuple[nn.Module, nn.Module], resample: nn.Module, attend: nn.Module) -> None:
+        super().__init__([*blocks, resample, attend])
 
-    def forward(self, x: Tensor, films: Iterator[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, x: Tensor, films: Iterator[Tensor], memories: Iterator[Memory | None]) -> tuple[Tensor, Tensor]:
         """The features before and after the change of resolution."""
-        first, second, resample = self
+        first, second, resample, attend = self
         x = second(first(x, films), films)
+        x = attend(x.transpose(1, 2), next(memories)).transpose(1, 2)
         return x, resample(x)
 
 
 class _UNet1D(Network):
-    def __init__(self, spec: UNet1D, action: int, observation: int) -> None:
+    def __init__(self, spec: UNet1D, action: int, tokens: tuple[int, int]) -> None:
         super().__init__()
-        self.embedding, channels = spec.embedding, spec.channels
-        condition = spec.embedding + observation
+        self.embedding, channels, doors = spec.embedding, spec.channels, spec.conditioning.doors
+        self.entering, joining = (tokens[0] * tokens[1] * door for door in (doors.entrance, doors.modulation))
+        self.joining = joining
+
+        def block(inputs: int, outputs: int) -> _ResidualBlock:
+            return _ResidualBlock(inputs, outputs, spec.embedding + joining, spec)
+
+        def stage(inputs: int, outputs: int, resample: nn.Module) -> _Stage:
+            return _Stage((block(inputs, outputs), block(outputs, outputs)), resample, attend(doors, outputs, tokens))
 
         self.diffusion_step_encoder = nn.Sequential(
             Sinusoidal(spec.embedding),
@@ -146,43 +178,46 @@ class _UNet1D(Network):
             nn.Linear(4 * spec.embedding, spec.embedding),
         )
         self.down_modules = nn.ModuleList()
-        for i, (inputs, outputs) in enumerate(zip((action, *channels), channels, strict=False)):
-            deepest = i == len(channels) - 1
+        for inputs, outputs in zip((action + self.entering, *channels), channels, strict=False):
+            deepest = len(self.down_modules) == len(channels) - 1
             down = nn.Identity() if deepest else _Convolution(outputs, outputs, 3, stride=2)
-            self.down_modules.append(_Stage(inputs, outputs, condition, spec, down))
-        last = channels[-1]
-        self.mid_modules = nn.ModuleList(_ResidualBlock(last, last, condition, spec) for _ in range(2))
+            self.down_modules.append(stage(inputs, outputs, down))
+        self.mid_modules = nn.ModuleList(block(channels[-1], channels[-1]) for _ in range(2))
         self.up_modules = nn.ModuleList()
         for outputs, inputs in reversed(list(zip(channels, channels[1:], strict=False))):
             up = nn.ConvTranspose1d(outputs, outputs, 4, stride=2, padding=1)
-            self.up_modules.append(_Stage(2 * inputs, outputs, condition, spec, up))
+            self.up_modules.append(stage(2 * inputs, outputs, up))
         self.final_conv = nn.Sequential(
             _ConvBlock(channels[0], channels[0], spec), _Convolution(channels[0], action, 1)
         )
         self._films = [m.film() for m in self.modules() if isinstance(m, _ResidualBlock)]
-        self._widths = [layer.out_features // 2 for layer in self._films for _ in range(2)]
+        parts = 1 + doors.scale
+        self._widths = [layer.out_features // parts for layer in self._films for _ in range(parts)]
+        self._attends = [m for m in self.modules() if isinstance(m, Attend | Unattended)]
 
-    def prepare(self, tokens: Tokens) -> tuple[Tensor, Tensor]:
-        """Of all scales and biases: what the observation adds, and the matrix that maps the level to the rest."""
-        observation = functional.mish(tokens.flatten(1))
+    def prepare(self, tokens: Tokens) -> _Prepared:
+        """Of all scales and biases what the observation adds, and the keys and values of all attention."""
+        flat = tokens.flatten(1)
         weights = torch.cat([layer.weight for layer in self._films])
         biases = torch.cat([layer.bias for layer in self._films])
-        level_part, observation_part = weights.split([self.embedding, weights.shape[1] - self.embedding], dim=1)
-        return functional.linear(observation, observation_part, biases), level_part.t()
+        level_part, observation_part = weights.split([self.embedding, self.joining], dim=1)
+        film = functional.linear(functional.mish(flat[:, : self.joining]), observation_part, biases)
+        memories = [attend.prepare(tokens) for attend in self._attends]
+        return _Prepared(flat[:, : self.entering], film, level_part.t(), memories)
 
-    def forward(self, x: Actions, log_snr: Times, prepared: tuple[Tensor, Tensor]) -> Actions:
-        from_observation, level_part = prepared
+    def forward(self, x: Actions, log_snr: Times, prepared: _Prepared) -> Actions:
         level = functional.mish(self.diffusion_step_encoder(log_snr))
-        film = torch.addmm(from_observation, level, level_part)
-        films = iter(film[..., None].split(self._widths, dim=1))
-        h, skips = x.transpose(1, 2), []
+        film = torch.addmm(prepared.film, level, prepared.level)
+        films, memories = iter(film[..., None].split(self._widths, dim=1)), iter(prepared.memories)
+        entrance = prepared.entrance[:, None].expand(-1, x.shape[1], -1)
+        h, skips = torch.cat([x, entrance], dim=2).transpose(1, 2), []
         for stage in self.down_modules:
-            skip, h = stage(h, films)
+            skip, h = stage(h, films, memories)
             skips.append(skip)
         for block in self.mid_modules:
             h = block(h, films)
         for stage in self.up_modules:
-            h = stage(torch.cat([h, skips.pop()], dim=1), films)[1]
+            h = stage(torch.cat([h, skips.pop()], dim=1), films, memories)[1]
         return self.final_conv(h).transpose(1, 2)
 
 

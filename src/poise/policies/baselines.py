@@ -1,15 +1,20 @@
 """The baselines that every claim about diffusion must be compared with."""
 
+import copy
 from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from poise.data import Batch, Windows
 from poise.policies.policy import Policy
 from poise.policies.spec import PolicySpec
 from poise.sampling import State
 from poise.typing import Noise, Observation
+
+_THUMBNAIL = 16  # pixels a side: a picture of 96 pixels takes 36 times the memory and tells hardly more of a layout
+_CHUNK = 512  # windows gathered at once, whose pictures are whole until they are shrunk
 
 
 class Regression(Policy):
@@ -23,14 +28,14 @@ class Regression(Policy):
         super().__init__(spec)
         self.network = spec.network.build(spec.horizon, spec.action, self.encoder.tokens)
 
-    def _mean(self, observation: Observation) -> Tensor:
-        tokens = self.tokens(observation)
+    def _mean(self, observation: Observation, generator: torch.Generator | None = None) -> Tensor:
+        tokens = self.tokens(observation, generator)
         zero = tokens.new_zeros(len(tokens), self.spec.horizon, self.spec.action)
         return self.network(zero, tokens.new_zeros(len(tokens)), self.network.prepare(tokens))
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """`(f(o) - a)^2`."""
-        return (self._mean(batch.observation) - self.encoded(batch)).square()
+        return (self._mean(batch.observation, generator) - self.encoded(batch)).square()
 
     def trace(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
         """One state: the mean."""
@@ -38,28 +43,47 @@ class Regression(Policy):
 
 
 class NearestNeighbour(Policy):
-    """The actions that followed the most similar observation history of the demonstrations, in normalised units.
+    """The actions that followed the most similar observation histories of the demonstrations, in normalised units.
 
     Compare Chi et al. 2023 (arXiv 2303.04137) with the look-up tables of arXiv 2505.05787. It does not learn: call
-    `remember` once.
+    `remember` once. Pictures are compared as thumbnails, and the distance of two of them is the root mean square over
+    pixels and channels, so that a picture weighs as much as one number.
     """
 
     def __init__(self, spec: PolicySpec) -> None:
         super().__init__(spec)
+        self.neighbours = 1
         self.register_buffer("observed", torch.empty(0))
         self.register_buffer("followed", torch.empty(0))
         self.observed: Tensor
         self.followed: Tensor
 
+    def using(self, neighbours: int) -> "NearestNeighbour":
+        """The same memory, planning the mean of so many answers; like a sampler, it is not saved with the policy.
+
+        Raises:
+            ValueError: Fewer than one, or more than there are windows.
+        """
+        if not 1 <= neighbours <= len(self.followed):
+            raise ValueError(
+                f"NearestNeighbour got neighbours={neighbours}, expected 1 to the {len(self.followed)} windows that it "
+                "remembers"
+            )
+        policy = copy.copy(self)
+        policy.neighbours = neighbours
+        return policy
+
     def _vector(self, observation: Observation) -> Tensor:
         features = self.normalised(observation)
-        return torch.cat([features[name].flatten(1) for name in sorted(features)], dim=1)
+        return torch.cat([_comparable(features[name]) for name in sorted(features)], dim=1)
 
+    @torch.no_grad()
     def remember(self, windows: Windows) -> None:
         """Store all windows; `fit` must have been called."""
-        self.ready()
-        batch = windows[torch.arange(len(windows))]
-        self.observed, self.followed = self._vector(batch.observation), self.encoded(batch)
+        self.eval().ready()
+        batches = [windows[chunk] for chunk in torch.arange(len(windows)).split(_CHUNK)]
+        self.observed = torch.cat([self._vector(batch.observation) for batch in batches])
+        self.followed = torch.cat([self.encoded(batch) for batch in batches])
 
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """Squared error of the remembered actions; nothing to differentiate."""
@@ -70,7 +94,16 @@ class NearestNeighbour(Policy):
         yield State(self.decoded(self._recall(observation), observation), 0.0, 0)
 
     def _recall(self, observation: Observation) -> Tensor:
-        return self.followed[torch.cdist(self._vector(observation), self.observed).argmin(1)]
+        distances = torch.cdist(self._vector(observation), self.observed)
+        return self.followed[distances.topk(self.neighbours, largest=False).indices].mean(1)
+
+
+def _comparable(feature: Tensor) -> Tensor:
+    """A feature `(B, history, ...)` as a vector: numbers as they are, pictures `(B, history, H, W, C)` shrunk."""
+    if feature.ndim < 5:
+        return feature.flatten(1)
+    small = functional.adaptive_avg_pool2d(feature.flatten(0, 1).movedim(-1, 1), _THUMBNAIL)
+    return small.reshape(len(feature), -1) / small[0].numel() ** 0.5
 
 
 __all__ = ["NearestNeighbour", "Regression"]

@@ -16,8 +16,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from poise.data import Scaling
-from poise.nn import EncoderSpec, NetworkSpec
+from poise.data import Augmentation, Scaling
+from poise.nn import Backbone, Conditioning, EncoderSpec, NetworkSpec, Norm, Pooling
 from poise.objectives import Density
 from poise.plain import concrete, from_plain, to_plain
 from poise.policies.actions import ActionSpace
@@ -29,7 +29,9 @@ from poise.schedules import Schedule
 
 FILE = "policy.safetensors"
 _FORMAT = "poise 1"
-_BASES = (PolicySpec, ActionSpace, EncoderSpec, NetworkSpec, Schedule, Prediction, Density, Scaling, Sampler, Grid)
+_POLICY = PolicySpec, ActionSpace, Augmentation, Scaling
+_NETWORK = EncoderSpec, Backbone, Norm, Pooling, NetworkSpec, Conditioning
+_BASES = (*_POLICY, *_NETWORK, Schedule, Prediction, Density, Sampler, Grid)
 
 
 class Checkpoint(NamedTuple):

@@ -1,42 +1,34 @@
-"""Run-time state around a stateless policy: histories, what is left of each plan, and sources of noise."""
+"""Controllers: run-time state around a stateless policy, for any number of robots at once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from poise.policies.memory import Memory, Robots
 from poise.policies.policy import Policy
-from poise.sampling import per_sample
+
+Planner = Callable[[Memory, Robots], NDArray[np.float32]]
+"""`(memory, robots) -> plans (len(robots), horizon, action)`: how a controller plans for some of its robots."""
 
 
-class RecedingHorizon:
-    """Plan, execute the first `execute` actions, plan again; for any number of robots at once.
+class Controller(Protocol):
+    """What turns the observation of every control step into the action of that step.
 
-    Robots need not be in step: each plans when its own plan is used up, and those that plan at the same time share one
-    batch. Noise comes from a generator a robot, so a robot's actions do not depend on the others.
-
-    Args:
-        policy: Any policy.
-        robots: Leading size of observations and actions.
-
-    Attributes:
-        fresh: `(robots,)`, whether the last action returned was the first of a new plan.
+    Robots need not be in step, and what one of them does depends on its own seed and observations alone, up to the
+    rounding of batched arithmetic.
     """
 
-    def __init__(self, policy: Policy, robots: int = 1) -> None:
-        policy.ready()
-        self.policy, self.robots = policy.eval(), robots
-        spec = policy.spec
-        self._history = {
-            name: np.zeros((robots, spec.history, *shape), np.float32) for name, shape in spec.observations.items()
-        }
-        self._plan = np.zeros((robots, spec.horizon, spec.action), np.float32)
-        self._noise = [torch.Generator() for _ in range(robots)]
-        self._cursor = np.full(robots, spec.execute)
-        self._started = np.zeros(robots, bool)
-        self.fresh = np.zeros(robots, bool)
-        self.reset(range(robots))
+    @property
+    def robots(self) -> int:
+        """Leading size of observations and actions."""
+        ...
+
+    @property
+    def fresh(self) -> NDArray[np.bool_]:
+        """Whether the last action returned was the first of a new plan, `(robots,)`."""
+        ...
 
     def reset(self, seeds: Sequence[int] | NDArray[np.integer], which: NDArray[np.bool_] | None = None) -> None:
         """Forget history and plan, and seed the noise, of all robots or of those of the mask `which`.
@@ -45,53 +37,78 @@ class RecedingHorizon:
             seeds: One seed a robot that is reset, in the order of the robots.
             which: `(robots,)`; None means all.
         """
-        chosen = np.arange(self.robots) if which is None else np.flatnonzero(which)
-        for robot, seed in zip(chosen, seeds, strict=True):
-            self._noise[robot].manual_seed(int(seed))
-        self._started[chosen] = False
-        self._cursor[chosen] = self.policy.spec.execute
+        ...
 
-    def act(self, observation: Mapping[str, NDArray], which: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-        """The next action of every robot, `(robots, action)`, in the units of the data.
+    def act(
+        self,
+        observation: Mapping[str, NDArray],
+        which: NDArray[np.bool_] | None = None,
+        age: int | NDArray[np.integer] | None = None,
+    ) -> NDArray[np.float32]:
+        """The action of every robot for now, `(robots, action)`, in the units of the data: one control step.
 
         Args:
-            observation: Name -> `(robots, ...)`, the current observation; the first one after a reset also fills the
-                history.
+            observation: Name -> `(robots, ...)`, images as uint8; the first one after a reset also fills the history.
+                An optional feature may be missing, for all of the robots; when it comes back its history begins anew.
             which: Robots to act for; the others keep their state and get their last action.
+            age: Control steps since the observation was taken, one number or `(robots,)`; None means that it is of now.
+                A plan begins at the moment of its observation, so with age d its first d actions are in the past and
+                are left out. The history holds one observation a control step by the times at which they were taken.
 
         Raises:
-            ValueError: A feature that is missing, of a wrong shape, or not finite.
+            ValueError: A feature that is missing, of a wrong shape or type, or not finite; an age that is negative,
+                leaves no action of a plan, or makes an observation older than the newest one that was used.
         """
-        active = np.ones(self.robots, bool) if which is None else which
-        self._observe(observation, active)
-        self.fresh = active & (self._cursor >= self.policy.spec.execute)
-        if self.fresh.any():
-            self._replan()
-        self._cursor[active] += 1
-        return self._plan[np.arange(self.robots), self._cursor.clip(1) - 1]
+        ...
 
-    def _observe(self, observation: Mapping[str, NDArray], active: NDArray[np.bool_]) -> None:
-        first, later = active & ~self._started, active & self._started
-        for name, history in self._history.items():
-            got = np.asarray(observation[name]) if name in observation else None
-            expected = (self.robots, *history.shape[2:])
-            if got is None or got.shape != expected:
-                raise ValueError(
-                    f"RecedingHorizon got feature {name!r} of shape {None if got is None else got.shape}, "
-                    f"expected {expected}: one current observation a robot"
-                )
-            history[later, :-1] = history[later, 1:]
-            history[later, -1] = got[later]
-            history[first] = got[first][:, None]
-        self._started |= active
 
-    def _replan(self) -> None:
+Control = Callable[[Any, int], Controller]
+"""`(policy, robots) -> controller`, such as `RecedingHorizon`; some take policies of one kind only."""
+
+
+class RecedingHorizon:
+    """Plan, execute the first `execute` actions, plan again (Chi et al. 2023, arXiv 2303.04137); a `Controller`.
+
+    Each robot plans when its own plan is used up, and those that plan at the same time share one batch. Of a plan from
+    an observation of age d, the actions d to d + execute - 1 are executed, or fewer where it ends before.
+
+    Args:
+        policy: Any policy.
+        robots: Their number.
+        planner: How plans are made, by default from pure noise.
+
+    Attributes:
+        fresh: `(robots,)`, whether the last action returned was the first of a new plan.
+    """
+
+    def __init__(self, policy: Policy, robots: int = 1, planner: Planner = Memory.plan) -> None:
+        self.robots, self.fresh = robots, np.zeros(robots, bool)
+        self._memory, self._planner, self._spec = Memory(policy, robots), planner, policy.spec
+        self._plan = np.zeros((robots, policy.spec.horizon, policy.spec.action), np.float32)
+        self._next, self._end = np.zeros(robots, int), np.zeros(robots, int)
+
+    def reset(self, seeds: Sequence[int] | NDArray[np.integer], which: NDArray[np.bool_] | None = None) -> None:
+        """Forget history and plan, and seed the noise; see `Controller.reset`."""
+        chosen = self._memory.reset(seeds, which)
+        self._next[chosen] = self._end[chosen] = 0
+
+    def act(
+        self,
+        observation: Mapping[str, NDArray],
+        which: NDArray[np.bool_] | None = None,
+        age: int | NDArray[np.integer] | None = None,
+    ) -> NDArray[np.float32]:
+        """The action of every robot for now; see `Controller.act`."""
+        memory = self._memory
+        active = memory.observe(observation, which, age)
+        self.fresh = active & (self._next >= self._end)
         robots = np.flatnonzero(self.fresh)
-        device = self.policy.action_normaliser.scale.device
-        window = {name: torch.as_tensor(history[robots]).to(device) for name, history in self._history.items()}
-        plan = self.policy.plan(window, per_sample([self._noise[robot] for robot in robots]))
-        self._plan[robots] = plan.cpu().numpy()
-        self._cursor[robots] = 0
+        if len(robots):
+            self._plan[robots] = self._planner(memory, robots)
+            self._next[robots] = (memory.now - memory.seen)[robots]
+            self._end[robots] = np.minimum(self._next[robots] + self._spec.execute, self._spec.horizon)
+        self._next[active] += 1
+        return self._plan[np.arange(self.robots), self._next.clip(1) - 1]
 
 
-__all__ = ["RecedingHorizon"]
+__all__ = ["Control", "Controller", "Planner", "RecedingHorizon"]

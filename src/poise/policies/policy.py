@@ -4,26 +4,19 @@ Run-time state (histories, what is left of a plan) lives in the wrappers of `poi
 object serves any number of robots.
 """
 
-import copy
-import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
 
-from poise.data import Batch, Normaliser, Windows
-from poise.denoisers import Diffusion
-from poise.guidance import clipped
-from poise.likelihood import Divergence, LogProb, log_prob
-from poise.policies.spec import PolicySpec
-from poise.sampling import Grid, RungeKutta, Sampler, State, gaussian, start, tempered, trace
-from poise.typing import Actions, Denoiser, Noise, Observation, Tokens
-
-Guide = Callable[[Denoiser, Observation], Denoiser]
-"""`(denoise, observation) -> denoise`: guidance that may depend on what the robot sees."""
+from poise.data import Batch, Normaliser, Unscaled, Windows
+from poise.policies.spec import PolicySpec, given
+from poise.sampling import State
+from poise.typing import Actions, Noise, Observation, Tokens
 
 _FITTED = 200_000  # windows, evenly spread, that the statistics of actions come from
+_IMAGES = 1000  # likewise, for those of pixels
 
 
 class Policy(nn.Module, ABC):
@@ -38,11 +31,17 @@ class Policy(nn.Module, ABC):
         self.spec = spec
         # A module's name must not hold a dot, a feature's may.
         self._keys = {name: name.replace(".", "/") for name in spec.observations}
+        self._shapes = spec.encoded
         self.observation_normalisers = nn.ModuleDict(
-            {key: Normaliser(name, spec.observations[name]) for name, key in self._keys.items()}
+            {key: Normaliser(name, self._constants(name)) for name, key in self._keys.items()}
         )
         self.action_normaliser = Normaliser("action", (spec.action,))
-        self.encoder = spec.encoder.build(spec.observations, spec.history)
+        self.encoder = spec.encoder.build(self._shapes, spec.history)
+
+    def _constants(self, name: str) -> tuple[int, ...]:
+        """The shape of a feature's constants: one a number, or one a channel of an image."""
+        shape = self.spec.observations[name]
+        return tuple(shape[2:] if name in self.spec.cameras else shape)
 
     def fit(self, windows: Windows) -> None:
         """Take the constants of normalisation from demonstrations.
@@ -59,8 +58,9 @@ class Policy(nn.Module, ABC):
                     "check the spec's observations and action against the data"
                 )
         for name in spec.observations:
-            self._normaliser(name).fit(rows[name], spec.observation_scaling)
-        batch = _evenly(windows)
+            few = rows[name][:: max(1, len(rows[name]) // _IMAGES)] if name in spec.cameras else rows[name]
+            self._normaliser(name).fit(few, Unscaled() if name in self.encoder.raw else spec.scaling(name))
+        batch = evenly(windows)
         self.action_normaliser.fit(spec.space.encode(batch.actions, batch.observation)[batch.real], spec.action_scaling)
 
     def _normaliser(self, name: str) -> Normaliser:
@@ -68,13 +68,45 @@ class Policy(nn.Module, ABC):
         assert isinstance(module, Normaliser)
         return module
 
-    def normalised(self, observation: Observation) -> dict[str, Tensor]:
-        """The observed features in normalised units."""
-        return {name: self._normaliser(name)(observation[name]) for name in self.spec.observations}
+    def normalised(self, observation: Observation, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+        """The observed features as the encoder sees them: in normalised units, images cropped, absent features zero.
 
-    def tokens(self, observation: Observation) -> Tokens:
-        """The encoded observation history."""
-        return self.encoder(self.normalised(observation))
+        In training mode images are changed and optional features hidden at random.
+
+        Args:
+            observation: Name -> `(B, history, ...)`.
+            generator: Of what is random in training.
+        """
+        some, seen = next(iter(observation.values())), {}
+        for name in self.spec.observations:
+            if name in observation:
+                seen[name] = self._normaliser(name)(self._augmented(name, observation[name], generator))
+            else:
+                seen[name] = self.action_normaliser.scale.new_zeros(*some.shape[:2], *self._shapes[name])
+            if name in self.spec.optional:
+                here = self._given(name, name in observation, len(some), generator)
+                seen[name] = seen[name] * here.reshape(-1, *[1] * (seen[name].ndim - 1))
+                seen[given(name)] = here[:, None, None].expand(-1, some.shape[1], 1)
+        return seen
+
+    def _augmented(self, name: str, x: Tensor, generator: torch.Generator | None) -> Tensor:
+        for augmentation in self.spec.augmentations if name in self.spec.cameras else ():
+            if augmentation.applies(name):
+                x = augmentation.train(x, generator) if self.training else augmentation.run(x)
+        return x
+
+    def _given(self, name: str, there: bool, batch: int, generator: torch.Generator | None) -> Tensor:
+        """One where an optional feature is to be seen, `(B,)`."""
+        ones = self.action_normaliser.scale.new_ones(batch)
+        if not self.training:
+            return ones * there
+        return (
+            ones * there * (torch.rand(ones.shape, generator=generator, device=ones.device) >= self.spec.optional[name])
+        )
+
+    def tokens(self, observation: Observation, generator: torch.Generator | None = None) -> Tokens:
+        """The encoded observation history; the arguments are those of `normalised`."""
+        return self.encoder(self.normalised(observation, generator))
 
     def ready(self) -> None:
         """Raise unless every feature has statistics.
@@ -87,19 +119,25 @@ class Policy(nn.Module, ABC):
         self.action_normaliser.check()
 
     def check(self, observation: Observation) -> None:
-        """Raise unless the observation has every feature, in its shape and finite.
+        """Raise unless the observation has every feature that is not optional, in its shape and finite.
 
         Raises:
             ValueError: Says which feature, what it got and what it expected.
         """
         for name, shape in self.spec.observations.items():
             if name not in observation:
+                if name in self.spec.optional and observation:
+                    continue
                 raise ValueError(f"The policy got the features {sorted(observation)}, expected also {name!r}")
             got, expected = tuple(observation[name].shape), (self.spec.history, *shape)
             if got[1:] != expected:
                 raise ValueError(
                     f"The policy got feature {name!r} of shape {got}, expected "
                     f"(batch, {', '.join(map(str, expected))}): a batch of histories, oldest step first"
+                )
+            if name in self.spec.cameras and observation[name].dtype != torch.uint8:
+                raise ValueError(
+                    f"The policy got images {name!r} of {observation[name].dtype}, expected torch.uint8 from 0 to 255"
                 )
             if not bool(torch.isfinite(observation[name]).all()):
                 raise ValueError(
@@ -139,105 +177,10 @@ class Policy(nn.Module, ABC):
         return last.x
 
 
-class DiffusionPolicy(Policy):
-    """A diffusion over plans, conditioned on the observation (Chi et al. 2023, arXiv 2303.04137)."""
-
-    def __init__(self, spec: PolicySpec) -> None:
-        super().__init__(spec)
-        network = spec.network.build(spec.horizon, spec.action, self.encoder.tokens)
-        self.diffusion = Diffusion(network, spec.schedule, spec.prediction)
-        self.guide: Guide | None = None
-
-    def using(
-        self,
-        sampler: Sampler | None = None,
-        grid: Grid | None = None,
-        evaluations: int | None = None,
-        temperature: float | None = None,
-        guide: Guide | None = None,
-    ) -> "DiffusionPolicy":
-        """The same weights under another sampler, grid, budget, temperature or guidance; what is None stays.
-
-        Args:
-            sampler: Any of `poise.sampling`.
-            grid: Times that it visits.
-            evaluations: Network evaluations a plan.
-            temperature: Factor of the noise.
-            guide: `(denoise, observation) -> denoise`, such as one of `poise.guidance`, on normalised plans; `decoded`
-                takes a plan to the units of the data, in which costs are written. It is not saved with the policy.
-        """
-        policy = copy.copy(self)
-        policy.guide = guide or self.guide
-        changes = {"sampler": sampler, "grid": grid, "evaluations": evaluations, "temperature": temperature}
-        policy.spec = dataclasses.replace(self.spec, **{k: v for k, v in changes.items() if v is not None})
-        return policy
-
-    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
-        """The denoising loss of `Diffusion.loss` on normalised actions."""
-        tokens = self.tokens(batch.observation)
-        return self.diffusion.loss(self.encoded(batch), tokens, self.spec.density, generator)
-
-    def denoiser(self, observation: Observation) -> Denoiser:
-        """The learned denoiser of normalised plans: what samplers, `encode`, `log_prob` and guidance take."""
-        return self.diffusion.given(self.tokens(observation))
-
-    def log_prob(
-        self,
-        observation: Observation,
-        actions: Actions,
-        divergence: Divergence | None = None,
-        solver: RungeKutta | None = None,
-        steps: int = 1,
-    ) -> LogProb:
-        """The log-density of plans given the observation, in nats, for actions in the units of the data.
-
-        It is that of the learned law: temperature and bound, which change what `plan` samples, do not count.
-
-        Args:
-            observation: Name -> `(B, history, ...)`.
-            actions: `(B, horizon, action)`.
-            divergence: As in `poise.likelihood.log_prob`.
-            solver: As there.
-            steps: As there.
-
-        Raises:
-            ValueError: A feature that is missing, of a wrong shape, or not finite.
-        """
-        self.check(observation)
-        with torch.no_grad():
-            x = self.action_normaliser(self.spec.space.encode(actions, observation))
-            denoise = self.denoiser(observation)
-        found = log_prob(denoise, self.spec.schedule, x, divergence, solver, steps)
-        volume = self.spec.horizon * self.action_normaliser.scale.abs().log().sum()
-        return found._replace(value=found.value + volume)
-
-    def spectrum(self, windows: Windows) -> Tensor:
-        """Eigenvalues of the covariance of normalised plans, `(horizon * action,)`: what `optimised` fits a grid to."""
-        plans = self.encoded(_evenly(windows)).flatten(1).double()
-        return torch.linalg.eigvalsh(torch.cov(plans.T)).clamp_min(0)
-
-    def trace(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
-        """The first state is pure noise, the others follow the sampler's steps."""
-        spec, tokens = self.spec, self.tokens(observation)
-        noise = tempered(noise or gaussian(), spec.temperature)
-        denoise, bound = self.diffusion.given(tokens), spec.bound
-        if self.guide is not None:
-            denoise = self.guide(denoise, observation)
-        if bound is not None:
-            denoise = clipped(denoise, -bound, bound)
-        x = start(spec.schedule, tokens.new_empty(len(tokens), spec.horizon, spec.action), noise)
-        samplers = spec.sampler.budget(spec.evaluations)
-        times = spec.grid.times(spec.schedule, len(samplers))
-        yield State(self.decoded(x, observation), 1.0, 0)
-        for state in trace(denoise, spec.schedule, samplers, times, x, noise):
-            # The last state keeps the noise of t = 0, which may step over the bound.
-            x = state.x.clamp(-bound, bound) if bound is not None and state.t == 0 else state.x
-            yield state._replace(x=self.decoded(x, observation))
+def evenly(windows: Windows) -> Batch:
+    """The windows that the statistics of actions come from, without their images."""
+    few = torch.linspace(0, len(windows) - 1, min(len(windows), _FITTED)).long()
+    return windows.gather(few, [name for name, rows in windows.observations.items() if rows.ndim < 4])
 
 
-def _evenly(windows: Windows) -> Batch:
-    """The windows that statistics come from."""
-    return windows[torch.linspace(0, len(windows) - 1, min(len(windows), _FITTED)).long()]
-
-
-__all__ = ["DiffusionPolicy", "Guide", "Policy"]
+__all__ = ["Policy", "evenly"]

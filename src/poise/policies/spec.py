@@ -1,9 +1,9 @@
 """The one description of a policy: everything that is needed to build it, as a frozen dataclass."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from poise.data import Limits, Scaling
+from poise.data import Augmentation, Limits, Pixels, Scaling
 from poise.nn import MLP, EncoderSpec, NetworkSpec, Vector
 from poise.objectives import Density, Uniform
 from poise.policies.actions import Absolute, ActionSpace
@@ -17,7 +17,10 @@ class PolicySpec:
     """What a policy sees, what it plans, and how.
 
     Attributes:
-        observations: Name of each observed feature -> its shape at one time step.
+        observations: Name of each observed feature -> its shape at one time step. Three numbers are an image, (height,
+            width, channels), of 8 bits.
+        optional: Name of a feature that may be absent at run time, such as a goal or a camera that may fail -> the
+            share of training samples that it is hidden in. The encoder then also sees whether it is given.
         action: Number of action dimensions.
         space: What the actions of a plan are measured from.
         history: Observation steps, T_o.
@@ -28,7 +31,11 @@ class PolicySpec:
         schedule: Noise schedule.
         prediction: What the network's output means.
         density: Where on the noise scale the network learns.
-        observation_scaling: Normalisation of the observed features.
+        augmentations: Random changes of the images, one after the other.
+        draws: Noise draws a training window, which share one encoding of its observation: worth it where the encoder
+            costs more than the network.
+        observation_scaling: Normalisation of the observed features; images have `Pixels()`.
+        scalings: Name of a feature -> its own normalisation.
         action_scaling: Normalisation of the actions.
         bound: Predicted actions are clamped to plus or minus this, in normalised units; None leaves them.
         sampler: Default sampler; any other runs from the same weights.
@@ -37,11 +44,13 @@ class PolicySpec:
         temperature: Factor of the noise; below 1 trades diversity for precision.
 
     Raises:
-        ValueError: Horizons that do not fit each other, no observation, or no action.
+        ValueError: Horizons that do not fit each other, no observation, no action, actions that do not fit their space,
+            augmentations that do not fit the images, or an option for a feature that does not exist.
     """
 
     observations: Mapping[str, tuple[int, ...]]
     action: int
+    optional: Mapping[str, float] = field(default_factory=dict)
     space: ActionSpace = Absolute()
     history: int = 2
     horizon: int = 16
@@ -51,7 +60,10 @@ class PolicySpec:
     schedule: Schedule = Rectified()
     prediction: Prediction = Flow()
     density: Density = Uniform()
+    draws: int = 1
+    augmentations: tuple[Augmentation, ...] = ()
     observation_scaling: Scaling = Limits()
+    scalings: Mapping[str, Scaling] = field(default_factory=dict)
     action_scaling: Scaling = Limits()
     bound: float | None = 1.0
     sampler: Sampler = DPMSolverPP()
@@ -65,11 +77,48 @@ class PolicySpec:
                 f"PolicySpec got horizon={self.horizon} and execute={self.execute}, expected 1 <= execute <= horizon: "
                 "a plan must hold every action that is run before the next one"
             )
-        if self.history < 1 or self.action < 1 or not self.observations:
+        if min(self.history, self.action, self.draws) < 1 or not self.observations:
             raise ValueError(
-                f"PolicySpec got history={self.history}, action={self.action} and observations "
+                f"PolicySpec got history={self.history}, action={self.action}, draws={self.draws} and observations "
                 f"{dict(self.observations)}, expected at least one of each"
             )
+        unknown = sorted({*self.optional, *self.scalings} - set(self.observations))
+        if unknown or not all(0 <= share < 1 for share in self.optional.values()):
+            raise ValueError(
+                f"PolicySpec got optional={dict(self.optional)} and scalings={dict(self.scalings)}, expected features "
+                f"of {sorted(self.observations)}, and shares from 0 to below 1"
+            )
+        always = {name: shape for name, shape in self.observations.items() if name not in self.optional}
+        self.space.check(always, self.action)
+        for augmentation in self.augmentations:
+            augmentation.check(self.observations)
+        _ = self.encoded
+
+    @property
+    def cameras(self) -> tuple[str, ...]:
+        """The features that are images."""
+        return tuple(name for name, shape in self.observations.items() if len(shape) == 3)
+
+    @property
+    def encoded(self) -> dict[str, tuple[int, ...]]:
+        """What the encoder sees: the features after augmentation, and a number a feature that may be absent."""
+        shapes = dict(self.observations)
+        for name in self.cameras:
+            height, width, channels = shapes[name]
+            for augmentation in self.augmentations:
+                if augmentation.applies(name):
+                    height, width, channels = augmentation.size((height, width, channels))
+            shapes[name] = height, width, channels
+        return shapes | {given(name): (1,) for name in self.optional}
+
+    def scaling(self, name: str) -> Scaling:
+        """The normalisation of an observed feature."""
+        return self.scalings.get(name, Pixels() if name in self.cameras else self.observation_scaling)
 
 
-__all__ = ["PolicySpec"]
+def given(name: str) -> str:
+    """The name of the number, 1 or 0, that tells the encoder whether an optional feature is there."""
+    return f"{name}.given"
+
+
+__all__ = ["PolicySpec", "given"]

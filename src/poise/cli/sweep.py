@@ -1,0 +1,309 @@
+"""`poise sweep RECIPE --vary FIELD=A,B,...`: train and evaluate every combination, and compare them in one table."""
+
+import contextlib
+import csv
+import hashlib
+import io
+import itertools
+import json
+import multiprocessing
+import re
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import tyro
+from tqdm import tqdm
+
+from poise.cli.evaluate import Output, evaluate, write_json
+from poise.cli.fields import fields, nearest
+from poise.cli.train import machine, parse_run, train_recipe
+from poise.evaluation import wilson
+from poise.evaluation.report import Section, Table, write_report
+from poise.evaluation.sweep_plot import sweep_figure
+from poise.plain import concrete
+from poise.policies import DiffusionPolicy, Policy
+from poise.recipe import Recipe, load_recipe
+
+SEED = "training.seed"
+"""The field over which results are pooled."""
+
+_METHOD = "method"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training and its evaluation.
+
+    Attributes:
+        setting: Varied field -> its value as on the command line.
+        folder: Where checkpoint, log and results are.
+        train: Arguments of `poise train`.
+        episodes: Episodes to evaluate on.
+        seed: Of the first episode.
+        source: Digest of the recipe file.
+    """
+
+    setting: dict[str, str]
+    folder: Path
+    train: tuple[str, ...]
+    episodes: int
+    seed: int
+    source: str
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a finished run must have been made from to count for this one."""
+        return {"train": list(self.train), "episodes": self.episodes, "seed": self.seed, "recipe": self.source}
+
+    @property
+    def name(self) -> str:
+        """The setting on one line."""
+        return " ".join(f"{field}={value}" for field, value in self.setting.items())
+
+
+def sweep(
+    recipe: Annotated[Path, tyro.conf.Positional],
+    vary: Annotated[tuple[str, ...], tyro.conf.UseAppendAction],
+    out: Path,
+    data: Path | None = None,
+    methods: tuple[str, ...] = (DiffusionPolicy.__name__,),
+    jobs: int = 1,
+    episodes: int = 100,
+    seed: int = 50_000,
+) -> None:
+    """Train every combination of some fields of a recipe, try each policy in closed loop, and compare them.
+
+    Runs with different training seeds (--vary training.seed=0,1,2) are pooled. Interrupted, the same command goes on
+    where it stopped. The table is printed and written, with a plot and a report, to the directory of --out.
+
+    Args:
+        recipe: Python file that ends in 'recipe = Recipe(...)'.
+        vary: A field and its values, as in policy.network.width=128,256, episodes=25,50 or policy.sampler=DDIM,Heun;
+            once for every field. The first one is the abscissa of the plot.
+        out: Where the runs, sweep.json, sweep.csv, sweep.md, sweep.png and report.html are written.
+        data: Demonstrations, in the format that the recipe reads.
+        methods: Classes of policies: DiffusionPolicy and baselines.
+        jobs: Runs side by side, each in a process with one thread.
+        episodes: Episodes that every policy is tried on.
+        seed: Seed of the first one; seeds from 100000 on are for the final evaluation.
+    """
+    axes, common = _axes(vary), (data, methods[0])
+    if len(methods) > 1:
+        axes[_METHOD] = list(methods)
+    begin, cells = time.perf_counter(), _cells(recipe, axes, common, out, (episodes, seed))
+    failures = _run_all([cell for cell in cells if _figures(cell) is None], jobs, len(cells))
+    runs = [{"setting": cell.setting, "figures": figures} for cell in cells if (figures := _figures(cell)) is not None]
+    varied = [name for name in axes if name != SEED] or [SEED]
+    if runs:
+        _written(out, pooled(runs, varied), runs, varied, time.perf_counter() - begin)
+    for name, line in failures.items():
+        print(f"poise: {name}: {line}", file=sys.stderr)
+    if failures:
+        print(
+            f"poise: {len(failures)} of {len(cells)} runs failed; their logs are under {out / 'runs'}", file=sys.stderr
+        )
+        sys.exit(1)
+
+
+def _axes(vary: Sequence[str]) -> dict[str, list[str]]:
+    axes: dict[str, list[str]] = {}
+    for text in vary:
+        name, given, values = text.partition("=")
+        name = name.strip().replace("-", "_")
+        axis = [value.strip() for value in values.split(",")]
+        if not given or not all(axis) or len(set(axis)) < len(axis) or name in axes:
+            raise ValueError(f"got --vary {text!r}, expected FIELD=A,B,... with every field and value once")
+        axes[name] = axis
+    return axes
+
+
+def _cells(
+    recipe: Path, axes: Mapping[str, list[str]], run: tuple[Path | None, str], out: Path, tried: tuple[int, int]
+) -> list[Cell]:
+    """Every combination, checked before anything is trained."""
+    loaded, source = load_recipe(recipe), hashlib.sha256(recipe.read_bytes()).hexdigest()
+    known = {name for name, _, _ in fields(loaded)} | {_METHOD}
+    for name in axes:
+        if name not in known:
+            raise ValueError(
+                f"got --vary {name}, expected a field of the recipe: did you mean {nearest(name, known)!r}?"
+            )
+    data, method = run
+    cells = []
+    for values in itertools.product(*axes.values()):
+        setting = dict(zip(axes, values, strict=True))
+        folder = out / "runs" / re.sub(r"[^\w.=,+-]+", "_", ",".join(f"{n}={v}" for n, v in setting.items()))
+        chosen = {_METHOD: method, **setting}
+        options = [word for name, value in chosen.items() for word in (f"--{name}", *value.split())]
+        options += ["--data", str(data)] if data else []
+        train = (str(recipe), *options, "--out", str(folder), "--threads", "1")
+        cells.append(Cell(setting, folder, train, *tried, source))
+        _check(cells[-1], recipe, loaded)
+    return cells
+
+
+def _check(cell: Cell, path: Path, recipe: Recipe) -> None:
+    """Raise a ValueError unless the command line of `poise train` takes the setting."""
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            run = parse_run(path, recipe, list(cell.train[1:]))
+    except SystemExit as error:
+        parts = re.split(r"[-─]{10,}", said.getvalue())
+        reason = re.sub(r"[\s│|]+", " ", parts[1] if len(parts) > 1 else parts[0]).strip()
+        raise ValueError(f"got the setting {cell.name}, which the recipe does not take: {reason}") from error
+    if run.method not in concrete(Policy):
+        raise ValueError(f"got the method {run.method!r}, expected one of {sorted(concrete(Policy))}")
+
+
+def _figures(cell: Cell) -> dict[str, Any] | None:
+    """The results of a run that is finished and was made from the same settings, else None."""
+    file = cell.folder / "run.json"
+    if not file.exists():
+        return None
+    run = json.loads(file.read_text())
+    return run["figures"] if run["made from"] == cell.identity else None
+
+
+def _run_all(cells: Sequence[Cell], jobs: int, total: int) -> dict[str, str]:
+    """Run what is left; the last line of error of every run that failed, by its name."""
+    failures: dict[str, str] = {}
+    with (
+        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _deaf) as pool,
+        tqdm(total=total, initial=total - len(cells), desc="runs", unit="run") as bar,
+    ):
+        try:
+            futures: dict[Future[str | None], Cell] = {pool.submit(_run, cell): cell for cell in cells}
+            for future in as_completed(futures):
+                line = _outcome(future)
+                if line is not None:
+                    failures[futures[future].name] = line
+                bar.update()
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop the tidying up
+            for child in multiprocessing.active_children():
+                child.terminate()
+            pool.shutdown(cancel_futures=True)
+            print("interrupted: the same command goes on from here", file=sys.stderr)
+            raise SystemExit(130) from None
+    return failures
+
+
+def _deaf() -> None:
+    """Leave Ctrl-C to the parent, which ends this process; a training would take it as the wish to stop early."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _outcome(future: Future[str | None]) -> str | None:
+    error = future.exception()
+    return future.result() if error is None else f"the process died: {error}"
+
+
+def _run(cell: Cell) -> str | None:
+    """Train and evaluate in this process, with what is printed in a log; None, or the last line of the error."""
+    cell.folder.mkdir(parents=True, exist_ok=True)
+    file = cell.folder / "evaluation.json"
+    with (cell.folder / "log.txt").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+        try:
+            train_recipe(list(cell.train))
+            output = Output(json=file)
+            evaluate(
+                cell.folder,
+                output=output,
+                recipe=Path(cell.train[0]),
+                episodes=cell.episodes,
+                seed=cell.seed,
+                threads=1,
+            )
+        except Exception:  # whatever a recipe or an environment raises, the other runs go on
+            text = traceback.format_exc()
+            log.write(text)
+            return text.strip().splitlines()[-1]
+    (figures,) = json.loads(file.read_text())["policies"].values()
+    write_json(cell.folder / "run.json", {"made from": cell.identity, "setting": cell.setting, "figures": figures})
+    return None
+
+
+def pooled(runs: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> list[dict[str, Any]]:
+    """One row a setting, over its training seeds.
+
+    Args:
+        runs: The `setting` of every run and its `figures`, as `poise.evaluation.summary` gives them.
+        varied: The fields that tell settings apart.
+
+    Returns:
+        Rows with the varied fields; success with its Wilson interval over the episodes of all seeds; seeds, the success
+        of every run; means of reward_max_mean and plan_ms_median; and trials, the number of closed-loop episodes.
+    """
+    groups: dict[tuple[str, ...], list[Mapping[str, Any]]] = {}
+    for run in runs:
+        groups.setdefault(tuple(run["setting"][name] for name in varied), []).append(run["figures"])
+    rows = []
+    for key, mine in groups.items():
+        trials = sum(run["episodes"] for run in mine)
+        success = wilson(round(sum(run["success"] * run["episodes"] for run in mine)), trials)
+        means = {name: float(np.mean([run[name] for run in mine])) for name in ("reward_max_mean", "plan_ms_median")}
+        interval = {"success": success.value, "success_low": success.low, "success_high": success.high}
+        seeds = [run["success"] for run in mine]
+        rows.append({**dict(zip(varied, key, strict=True)), **interval, "seeds": seeds, **means, "trials": trials})
+    return rows
+
+
+def _written(
+    out: Path, rows: list[dict[str, Any]], runs: Sequence[Mapping[str, Any]], varied: Sequence[str], seconds: float
+) -> None:
+    table = _table(rows, varied)
+    text = "\n".join(_markdown(table))
+    print(f"\n{text}\n")
+    write_json(out / "sweep.json", {"rows": rows, "runs": runs, "seconds": seconds, "machine": machine()})
+    (out / "sweep.md").write_text(text + "\n")
+    with (out / "sweep.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows({**row, "seeds": " ".join(map(str, row["seeds"]))} for row in rows)
+    figure = sweep_figure(rows, varied)
+    figure.savefig(out / "sweep.png", dpi=150)
+    best = max(rows, key=lambda row: row["success"])
+    lead = f"Best: {', '.join(f'{n} {best[n]}' for n in varied)}, with a success of {best['success']:.1%}."
+    section = Section("Success", _TEXT, [figure], table)
+    write_report(out / "report.html", "Sweep", lead, [section], machine())
+    print(f"wrote {out / 'report.html'}")
+
+
+_TEXT = """One row a setting. The interval is Wilson's over the episodes of all training seeds, which have the same \
+starts; it does not hold the spread of trainings, which the range over seeds shows."""
+
+
+def _table(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> Table:
+    columns = (*varied, "success", "95 % interval", "seeds", "range", "reward", "plan, ms", "tried")
+    cells = [
+        (
+            *(row[name] for name in varied),
+            f"{row['success']:.1%}",
+            f"{row['success_low']:.1%} to {row['success_high']:.1%}",
+            str(len(row["seeds"])),
+            f"{min(row['seeds']):.1%} to {max(row['seeds']):.1%}",
+            f"{row['reward_max_mean']:.3f}",
+            f"{row['plan_ms_median']:.1f}",
+            str(row["trials"]),
+        )
+        for row in rows
+    ]
+    return Table(columns, cells)
+
+
+def _markdown(table: Table) -> Iterator[str]:
+    lines: Iterable[Sequence[Any]] = (table.columns, ["---"] * len(table.columns), *table.rows)
+    for cells in lines:
+        yield f"| {' | '.join(map(str, cells))} |"
+
+
+__all__ = ["SEED", "Cell", "pooled", "sweep"]

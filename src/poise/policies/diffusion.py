@@ -1,0 +1,176 @@
+"""The diffusion policy: plans by denoising."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Collection, Iterator
+
+import torch
+from torch import Tensor
+
+from poise.data import Batch, Windows
+from poise.denoisers import Diffusion
+from poise.guidance import clipped, guided
+from poise.likelihood import Divergence, LogProb, log_prob
+from poise.policies.policy import Policy, evenly
+from poise.policies.spec import PolicySpec
+from poise.sampling import Grid, RungeKutta, Sampler, State, gaussian, start, tempered, trace
+from poise.typing import Actions, Denoiser, Noise, Observation, Tokens
+
+Guide = Callable[[Denoiser, Observation], Denoiser]
+"""`(denoise, observation) -> denoise`: guidance that may depend on what the robot sees."""
+
+
+class DiffusionPolicy(Policy):
+    """A diffusion over plans, conditioned on the observation (Chi et al. 2023, arXiv 2303.04137)."""
+
+    def __init__(self, spec: PolicySpec) -> None:
+        super().__init__(spec)
+        network = spec.network.build(spec.horizon, spec.action, self.encoder.tokens)
+        self.diffusion = Diffusion(network, spec.schedule, spec.prediction)
+        self.guide: Guide | None = None
+
+    def using(
+        self,
+        sampler: Sampler | None = None,
+        grid: Grid | None = None,
+        evaluations: int | None = None,
+        temperature: float | None = None,
+        guide: Guide | None = None,
+    ) -> "DiffusionPolicy":
+        """The same weights under another sampler, grid, budget, temperature or guidance; what is None stays.
+
+        Args:
+            sampler: Any of `poise.sampling`.
+            grid: Times that it visits.
+            evaluations: Network evaluations a plan.
+            temperature: Factor of the noise.
+            guide: `(denoise, observation) -> denoise`, such as one of `poise.guidance`, on normalised plans; `decoded`
+                takes a plan to the units of the data, in which costs are written. It is not saved with the policy.
+        """
+        policy = copy.copy(self)
+        policy.guide = guide or self.guide
+        changes = {"sampler": sampler, "grid": grid, "evaluations": evaluations, "temperature": temperature}
+        policy.spec = dataclasses.replace(self.spec, **{k: v for k, v in changes.items() if v is not None})
+        return policy
+
+    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+        """The denoising loss of `Diffusion.loss` on normalised actions, averaged over the draws of noise."""
+        draws, tokens = self.spec.draws, self.tokens(batch.observation, generator)
+        x0, tokens = (v.repeat_interleave(draws, 0) for v in (self.encoded(batch), tokens))
+        return self.diffusion.loss(x0, tokens, self.spec.density, generator).unflatten(0, (-1, draws)).mean(1)
+
+    def denoiser(self, observation: Observation) -> Denoiser:
+        """The learned denoiser of normalised plans: what samplers, `encode`, `log_prob` and guidance take."""
+        return self.diffusion.given(self.tokens(observation))
+
+    def log_prob(
+        self,
+        observation: Observation,
+        actions: Actions,
+        divergence: Divergence | None = None,
+        solver: RungeKutta | None = None,
+        steps: int = 1,
+    ) -> LogProb:
+        """The log-density of plans given the observation, in nats, for actions in the units of the data.
+
+        It is that of the learned law: temperature and bound, which change what `plan` samples, do not count.
+
+        Args:
+            observation: Name -> `(B, history, ...)`.
+            actions: `(B, horizon, action)`.
+            divergence: As in `poise.likelihood.log_prob`.
+            solver: As there.
+            steps: As there.
+
+        Raises:
+            ValueError: A feature that is missing, of a wrong shape, or not finite.
+        """
+        self.check(observation)
+        with torch.no_grad():
+            x = self.action_normaliser(self.spec.space.encode(actions, observation))
+            denoise = self.denoiser(observation)
+        found = log_prob(denoise, self.spec.schedule, x, divergence, solver, steps)
+        volume = self.spec.horizon * self.action_normaliser.scale.abs().log().sum()
+        return found._replace(value=found.value + volume)
+
+    def spectrum(self, windows: Windows) -> Tensor:
+        """Eigenvalues of the covariance of normalised plans, `(horizon * action,)`: what `optimised` fits a grid to."""
+        plans = self.encoded(evenly(windows)).flatten(1).double()
+        return torch.linalg.eigvalsh(torch.cov(plans.T)).clamp_min(0)
+
+    def trace(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
+        """The first state is pure noise, the others follow the sampler's steps."""
+        spec, tokens = self.spec, self.tokens(observation)
+        noise = tempered(noise or gaussian(), spec.temperature)
+        x = start(spec.schedule, tokens.new_empty(len(tokens), spec.horizon, spec.action), noise)
+        return self._denoised(observation, tokens, x, 1.0, noise)
+
+    @torch.inference_mode()
+    def replan(self, observation: Observation, previous: Actions, begin: float, noise: Noise | None = None) -> Actions:
+        r"""Plan from an earlier plan instead of pure noise: a warm start.
+
+        $$ x_t = \alpha_t x_0 + \sigma_t \epsilon $$
+
+        with the earlier plan for x0 and t = `begin`; all evaluations are spent between there and t = 0.
+
+        Args:
+            observation: Name -> `(B, history, ...)`, oldest step first.
+            previous: `(B, horizon, action)` in the units of the data, whose index 0 is now.
+            begin: Time in (0, 1]; 1 forgets the earlier plan up to what little of it alpha leaves.
+            noise: Source of noise; by default PyTorch's global generator.
+
+        Raises:
+            ValueError: As `plan`, or a time outside (0, 1].
+        """
+        self.check(observation)
+        noise = tempered(noise or gaussian(), self.spec.temperature)
+        level = self.spec.schedule.at(begin)
+        x0 = self.action_normaliser(self.spec.space.encode(previous, observation))
+        x = level.alpha * x0 + level.sigma * noise(x0, begin, begin)
+        *_, last = self._denoised(observation, self.tokens(observation), x, begin, noise)
+        return last.x
+
+    def _denoised(
+        self, observation: Observation, tokens: Tokens, x: Tensor, begin: float, noise: Noise
+    ) -> Iterator[State]:
+        """The states from the noisy plan `x` of time `begin` on, in the units of the data."""
+        spec, denoise, bound = self.spec, self.diffusion.given(tokens), self.spec.bound
+        if self.guide is not None:
+            denoise = self.guide(denoise, observation)
+        if bound is not None:
+            denoise = clipped(denoise, -bound, bound)
+        samplers = spec.sampler.budget(spec.evaluations)
+        times = spec.grid.times(spec.schedule, len(samplers), begin)
+        yield State(self.decoded(x, observation), begin, 0)
+        for state in trace(denoise, spec.schedule, samplers, times, x, noise):
+            # The last state keeps the noise of t = 0, which may step over the bound.
+            x = state.x.clamp(-bound, bound) if bound is not None and state.t == 0 else state.x
+            yield state._replace(x=self.decoded(x, observation))
+
+
+def emphasised(policy: DiffusionPolicy, features: Collection[str], weight: float) -> Guide:
+    """Classifier-free guidance towards optional features, such as a goal, for `DiffusionPolicy.using(guide=...)`.
+
+    Args:
+        policy: Trained with these features in `PolicySpec.optional`.
+        features: Names of optional features.
+        weight: 0 ignores them, 1 changes nothing, more exaggerates them; see `poise.guidance.guided`.
+
+    Raises:
+        ValueError: A feature that is not optional.
+    """
+    wrong = sorted(set(features) - set(policy.spec.optional))
+    if wrong or not features:
+        raise ValueError(
+            f"emphasised got the features {sorted(features)}, expected some of the optional ones "
+            f"{sorted(policy.spec.optional)}: a policy can do without what it was trained without"
+        )
+
+    def guide(denoise: Denoiser, observation: Observation) -> Denoiser:
+        rest = {name: values for name, values in observation.items() if name not in features}
+        return guided(denoise, policy.denoiser(rest), weight)
+
+    return guide
+
+
+__all__ = ["DiffusionPolicy", "Guide", "emphasised"]

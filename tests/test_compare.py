@@ -107,10 +107,9 @@ def test_rows_are_paired_and_do_not_depend_on_the_other_cells(policy, probe):
 
 
 def test_evaluations_are_counted_whatever_was_declared(policy, probe):
-    episode = next(iter(rollout(policy, TASK, [50_000])))
     for sampler, budget in ((Heun(), 4), (Switch(), 3), (DPMSolverPP(), 1)):
         chosen = policy.using(sampler=sampler, evaluations=budget)
-        calls, ms = timed(chosen, Cell("", "", sampler, budget).control(chosen, 1), episode, 5)
+        calls, ms = timed(chosen, Cell("", "", sampler, budget).control(chosen, 1), probe, 5)
         assert calls.tolist() == [budget] * 5
         assert (ms > 0).all()
     (adaptive,) = compare(policy, TASK, [Cell("a", "ODE", BogackiShampine(0.1, 0.1), None)], [50_000], probe, repeats=3)
@@ -250,6 +249,8 @@ def test_probes_hold_what_was_seen(policy):
     np.testing.assert_array_equal(probe.observation["position"][0], first.observations["position"][[0, 0]])
     np.testing.assert_array_equal(probe.observation["position"][3], first.observations["position"][[2, 3]])
     assert len(visited(SPEC, episodes, 5)) == 5
+    with pytest.raises(ValueError, match="images, which episodes do not keep, expected demonstrations"):
+        visited(dataclasses.replace(SPEC, observations={**SPEC.observations, "camera": (8, 8, 3)}), episodes)
 
 
 def test_held_out_windows_are_whole():

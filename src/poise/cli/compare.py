@@ -197,7 +197,7 @@ def _probe(policy: DiffusionPolicy, task: Task, tried: Tried, recipe: Path | Non
             raise ValueError("got --data without a recipe, expected --recipe RECIPE, which reads it")
         loaded = load_recipe(recipe)
         return held_out(loaded.windows(loaded.demonstrations(data)[1]))
-    return visited(policy.spec, list(rollout(policy, task, tried.seeds[:8])))
+    return visited(policy.spec, rollout(policy, task, tried.seeds[:8]))
 
 
 def _facts(policy: DiffusionPolicy, probe: Probe) -> dict[str, Any]:

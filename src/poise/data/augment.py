@@ -87,17 +87,15 @@ class Crop(Augmentation):
 
     def train(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
         """Windows at random places."""
-        batch, history, height, width, _ = images.shape
+        batch, _, height, width, channels = images.shape
         top, left = (
-            torch.randint(whole - part + 1, (batch, 1), generator=generator, device=images.device)
+            torch.randint(whole - part + 1, (batch,), generator=generator, device=images.device)
             for whole, part in ((height, self.height), (width, self.width))
         )
-        rows = (top + torch.arange(self.height, device=images.device)).repeat_interleave(history, 0)
-        columns = (left + torch.arange(self.width, device=images.device)).repeat_interleave(history, 0)
-        flat = images.flatten(0, 1)
-        which = torch.arange(len(flat), device=images.device)
-        cut = flat[which[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return cut.unflatten(0, (batch, history))
+        # All windows are views of the rows of numbers, of which one a sample is copied.
+        rows = images.flatten(3).unfold(2, self.height, 1).unfold(3, channels * self.width, channels)
+        cut = rows[torch.arange(batch, device=images.device), :, top, left]
+        return cut.unflatten(-1, (self.width, channels))
 
     def run(self, images: Tensor) -> Tensor:
         """The window in the centre."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from poise.evaluation.diversity import Probe, repeatable, sensitivity, spread, to_demonstrations
-from poise.evaluation.rollout import Episode, rollout
+from poise.evaluation.rollout import rollout
 from poise.evaluation.statistics import Interval, bootstrap, entropy, jerk, seam_jump, wilson
 from poise.evaluation.task import Task
 from poise.policies import DiffusionPolicy, RecedingHorizon
@@ -205,7 +205,7 @@ def _row(policy: DiffusionPolicy, task: Task, cell: Cell, seeds: Sequence[int], 
     chosen = cell.of(policy)
     plan = partial(cell.plan, chosen)
     ran = sorted(rollout(chosen, task, seeds, cell.control), key=lambda episode: episode.seed)
-    calls, ms = timed(chosen, cell.control(chosen, 1), ran[0], repeats)
+    calls, ms = timed(chosen, cell.control(chosen, 1), probe, repeats)
     modes = [e.mode for e in ran if e.mode is not None]
     won = [e.mode for e in ran if e.success and e.mode is not None]
     return Row(
@@ -241,24 +241,24 @@ def _mean(values: Sequence[float]) -> float | None:
 
 
 def timed(
-    policy: DiffusionPolicy, control: Controller, episode: Episode, repeats: int = 30
+    policy: DiffusionPolicy, control: Controller, probe: Probe, repeats: int = 30
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Plans for one robot that sees what an episode saw, over and over; the first three are not counted.
+    """Plans for one robot that sees the newest observations of a probe, over and over; the first three do not count.
 
     Returns:
         Network calls and milliseconds of every plan, `(repeats,)` each.
     """
-    seen = {name: episode.observations[name] for name in policy.spec.observations}
+    seen = {name: values[:, -1].cpu().numpy() for name, values in probe.observation.items()}
     calls, found = 0, []
 
     def count(*_: object) -> None:
         nonlocal calls
         calls += 1
 
-    control.reset([episode.seed])
+    control.reset([0])
     hook = policy.diffusion.get_submodule("network").register_forward_hook(count)
     try:
-        for step in itertools.cycle(range(len(episode.actions))):
+        for step in itertools.cycle(range(len(probe))):
             now, calls, begin = {name: values[step][None] for name, values in seen.items()}, 0, time.perf_counter()
             control.act(now)
             seconds = time.perf_counter() - begin

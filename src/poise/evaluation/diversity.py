@@ -3,7 +3,7 @@ r"""How different, how repeatable and how human plans are, on a fixed set of obs
 All distances are Euclidean, between whole plans in normalised units, as the policy learns them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -46,8 +46,17 @@ def held_out(windows: Windows, count: int = 64) -> Probe:
     return Probe({name: values[keep] for name, values in batch.observation.items()}, batch.actions[keep])
 
 
-def visited(spec: PolicySpec, episodes: Sequence[Episode], count: int = 64) -> Probe:
-    """Observation histories spread evenly over the steps of episodes."""
+def visited(spec: PolicySpec, episodes: Iterable[Episode], count: int = 64) -> Probe:
+    """Observation histories spread evenly over the steps of episodes.
+
+    Raises:
+        ValueError: A policy that sees images, which episodes do not keep.
+    """
+    if spec.cameras:
+        raise ValueError(
+            f"got a policy that sees {spec.cameras}, images, which episodes do not keep, expected demonstrations: "
+            "poise compare CHECKPOINT --recipe RECIPE --data PATH"
+        )
     places = [(e, step) for e in sorted(episodes, key=lambda e: e.seed) for step in range(len(e.actions))]
     chosen = [places[k] for k in torch.linspace(0, len(places) - 1, min(count, len(places))).long().tolist()]
     back = range(spec.history - 1, -1, -1)

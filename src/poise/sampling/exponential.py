@@ -4,6 +4,7 @@ r"""Samplers that solve the linear part of the diffusion exactly; `poise.samplin
 `...Single` take new values within every step, the others go through values of the steps before.
 """
 
+import dataclasses
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -115,6 +116,8 @@ class _Exponential(Sampler):
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3):
             raise ValueError(f"{type(self).__name__} got order={self.order}, expected 1, 2 or 3")
+        if self.order > 1:
+            object.__setattr__(self, "endings", ((dataclasses.replace(self, order=1),),))
 
 
 class _OfNoise(_Exponential):
@@ -132,7 +135,11 @@ class _OfData(_Exponential):
 
 @dataclass(frozen=True)
 class _Multistep(_Exponential):
-    """Extrapolation through the last `order` values; the first steps are of lower order, as published."""
+    """Extrapolation through the last `order` values; the first steps are of lower order, as published.
+
+    So is the last step of a budget: its stride of log-SNR is often several times the one before, and a line through two
+    near values would be followed far beyond them.
+    """
 
     evaluations = 1
 

@@ -169,7 +169,7 @@ def main() -> None:
     episodes: list[dict[str, Any]] = []
     # A start moved by nothing is the task as it is, but for the random numbers.
     for kind, strength in [("start", 0.0), *((k, s) for k in arguments.kinds for s in STRENGTHS[k])]:
-        run = rollout(policy, perturbed(recipe, kind, strength), seeds)
+        run = rollout(policy, perturbed(recipe, kind, strength), seeds, images=True)
         rows = [scored(policy, novelty, e) for e in tqdm(run, total=len(seeds), desc=f"{kind} {strength}", leave=False)]
         cells.append(cell(kind, strength, rows))
         episodes += [{"kind": kind, "strength": strength, **row} for row in rows]

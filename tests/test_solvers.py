@@ -43,6 +43,7 @@ from poise.sampling import (
 from poise.sampling.polynomials import exact_weights, moments
 from poise.sampling.runge_kutta import moved, slopes
 from poise.sampling.stochastic import _score_weight
+from poise.sampling.unipc import _through
 from poise.schedules import VE, Karras, Rectified, SubVP, Tabulated, VPCosine, VPLinear
 from poise.testing import asymmetric_mixture, check_sampler, observed_order, strong_order, transport, weak_order
 
@@ -301,6 +302,26 @@ def test_the_singlestep_budget_of_the_paper(family):
         assert three.budget(n) == expected[n % 3]
     assert (three.budget(1), three.budget(2)) == ((one,), (two,))
     assert (two.budget(4), two.budget(5)) == ((two, two), (two, two, one))
+
+
+@pytest.mark.parametrize("solver", [DPMSolver, DPMSolverPP, UniPC])
+@pytest.mark.parametrize("order", [2, 3])
+def test_a_last_stride_far_beyond_the_values_is_of_order_one(solver, order):
+    """As on a uniform grid of time: there the last step is that of the same solver without a past; elsewhere not."""
+    denoise, x = asymmetric_mixture(COSINE), torch.linspace(-1, 1, 5, dtype=torch.float64)[:, None]
+    for grid, alone in ((UniformTime(), True), (UniformLogSNR(), False)):
+        *most, t, s = grid.times(COSINE, 5)
+        memory, levels = None, [*most, t]
+        for before, after in zip(levels, levels[1:], strict=False):
+            x, memory = solver(order).step(denoise, COSINE, x, before, after, None, memory)
+        if solver is UniPC:  # its corrector still goes through all values
+            here = (denoise(x, t), COSINE.at(t))
+            y = _through(memory.x, memory.past[0][1], here[1], (here, *memory.past)[: order + 1])
+            expected = _through(y, here[1], COSINE.at(s), (here,))
+        else:
+            expected, _ = solver(1).step(denoise, COSINE, x, t, s, None)
+        last, _ = solver(order).step(denoise, COSINE, x, t, s, None, memory)
+        assert torch.allclose(last, expected, atol=1e-12, rtol=0) == alone
 
 
 @pytest.mark.parametrize(

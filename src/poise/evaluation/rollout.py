@@ -30,8 +30,7 @@ class Episode:
         mode: Which of several ways it was solved, where the environment tells, else None.
         actions: `(steps, action)`, as the policy gave them.
         fresh: `(steps,)`, whether a step began a new plan.
-        observations: Feature -> `(steps, ...)`, what was observed at each step. Images are left out: hundreds of
-            episodes of them would not fit into memory.
+        observations: Feature -> `(steps, ...)`, what was observed at each step; images only if `rollout` was asked to.
     """
 
     seed: int
@@ -45,7 +44,9 @@ class Episode:
     observations: dict[str, NDArray]
 
 
-def rollout(policy: Policy, task: Task, seeds: Sequence[int], control: Control = RecedingHorizon) -> Iterator[Episode]:
+def rollout(
+    policy: Policy, task: Task, seeds: Sequence[int], control: Control = RecedingHorizon, images: bool = False
+) -> Iterator[Episode]:
     """Yield every episode as it ends, in no particular order.
 
     A slot that ends its episode starts the next seed at once. An episode depends on its seed alone, up to the rounding
@@ -56,12 +57,13 @@ def rollout(policy: Policy, task: Task, seeds: Sequence[int], control: Control =
         task: Where to try it.
         seeds: One an episode.
         control: `(policy, robots) -> controller`, what turns its plans into actions.
+        images: Keep the images of episodes; hundreds of episodes do not fit into memory.
 
     Raises:
         ValueError: An environment that resets by itself or has no box of actions, or observations that do not fit the
             policy.
     """
-    slots = Slots(policy, task, seeds, min(task.slots, len(seeds)), control=control)
+    slots = Slots(policy, task, seeds, min(task.slots, len(seeds)), control=control, images=images)
     try:
         while slots.active.any():
             yield from slots.step()
@@ -79,6 +81,7 @@ class Slots:
         count: Number of environments.
         render: Whether the environments render.
         control: `(policy, robots) -> controller`.
+        images: Whether episodes keep their images.
 
     Attributes:
         envs: The vector environment.
@@ -93,9 +96,11 @@ class Slots:
         count: int,
         render: bool = False,
         control: Control = RecedingHorizon,
+        images: bool = False,
     ) -> None:
         self.policy, self.task, self.waiting = policy, task, list(seeds[count:])
-        self.kept = [name for name in policy.spec.observations if name not in policy.spec.cameras]
+        left_out = () if images else policy.spec.cameras
+        self.kept = [name for name in policy.spec.observations if name not in left_out]
         self.envs = task.make(count, render)
         limits, mode = self.envs.single_action_space, self.envs.metadata.get("autoreset_mode")
         if mode != AutoresetMode.DISABLED or not isinstance(limits, Box):

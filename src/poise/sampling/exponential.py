@@ -4,7 +4,6 @@ r"""Samplers that solve the linear part of the diffusion exactly; `poise.samplin
 `...Single` take new values within every step, the others go through values of the steps before.
 """
 
-import dataclasses
 import math
 from abc import abstractmethod
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from poise.sampling.polynomials import (
     midpoint_weights,
     noise_linear,
     noise_of,
+    usable,
 )
 from poise.sampling.sampler import Sampler
 from poise.schedules import Level, Schedule
@@ -116,8 +116,6 @@ class _Exponential(Sampler):
     def __post_init__(self) -> None:
         if self.order not in (1, 2, 3):
             raise ValueError(f"{type(self).__name__} got order={self.order}, expected 1, 2 or 3")
-        if self.order > 1:
-            object.__setattr__(self, "endings", ((dataclasses.replace(self, order=1),),))
 
 
 class _OfNoise(_Exponential):
@@ -135,11 +133,7 @@ class _OfData(_Exponential):
 
 @dataclass(frozen=True)
 class _Multistep(_Exponential):
-    """Extrapolation through the last `order` values; the first steps are of lower order, as published.
-
-    So is the last step of a budget: its stride of log-SNR is often several times the one before, and a line through two
-    near values would be followed far beyond them.
-    """
+    """Extrapolation through the last `order` values; the first steps are of lower order, as published."""
 
     evaluations = 1
 
@@ -147,11 +141,11 @@ class _Multistep(_Exponential):
         self, denoise: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise, memory: Any = None
     ) -> tuple[Tensor, Any]:
         """One step; the memory is the last values and their log-SNR, newest first."""
-        here, there = schedule.at(t), schedule.at(s)
-        x0 = denoise(x, t)
+        here, there, x0 = schedule.at(t), schedule.at(s), denoise(x, t)
         if math.isinf(there.log_snr):  # a schedule that ends without noise, at the prediction
             return there.alpha * x0, None
-        past = ((self._value(x, x0, here), here.log_snr), *(memory or ())[: self.order - 1])
+        kept = usable(self.order, here, there, memory) - 1
+        past = ((self._value(x, x0, here), here.log_snr), *(memory or ())[:kept])
         linear, h = self._linear(here, there), there.log_snr - here.log_snr
         nodes = tuple((log_snr - here.log_snr) / h for _, log_snr in past)
         published = self.order == len(nodes) == 2

@@ -89,6 +89,17 @@ def midpoint_weights(k: float, u: float) -> tuple[float, float]:
     return whole * (1 - 0.5 / u), whole * 0.5 / u
 
 
+def usable(order: int, here: Level, there: Level, past: Sequence[tuple[Tensor, float]] | None) -> int:
+    """How many values a step may extrapolate from: one on a last stride of log-SNR of over twice the one before it.
+
+    `past` are the values before that of the step, each with its log-SNR, newest first.
+
+    The polynomial through the last values would be followed far beyond them, and the errors of a learned denoiser with
+    it. On a uniform grid of time the last stride is several times the one before.
+    """
+    return 1 if past and there.t == 0 and there.log_snr - here.log_snr > 2 * (here.log_snr - past[0][1]) else order
+
+
 def advance(linear: Linear, x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
     r"""$c\, x + a \sum_i w_i D_i$."""
     x = linear.keep * x
@@ -106,4 +117,5 @@ __all__ = [
     "moments",
     "noise_linear",
     "noise_of",
+    "usable",
 ]

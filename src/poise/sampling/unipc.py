@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from poise.sampling.polynomials import advance, data_linear, exact_weights, midpoint_weights
+from poise.sampling.polynomials import advance, data_linear, exact_weights, midpoint_weights, usable
 from poise.sampling.sampler import Sampler
 from poise.schedules import Level, Schedule
 from poise.typing import Denoiser, Noise
@@ -45,14 +45,14 @@ class UniPC(Sampler):
         self, denoise: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise, memory: Any = None
     ) -> tuple[Tensor, Any]:
         """Correct the last step with the new value, then predict the next."""
-        here, there = schedule.at(t), schedule.at(s)
-        x0 = denoise(x, t)
+        here, there, x0 = schedule.at(t), schedule.at(s), denoise(x, t)
         past = ((x0, here), *(memory.past if memory else ()))
         if memory:
             x = _through(memory.x, memory.past[0][1], here, past[: self.order + 1])
         if math.isinf(there.log_snr):
             return there.alpha * x0, None
-        return _through(x, here, there, past[: self.order]), _Memory(x, past[: self.order])
+        count = usable(self.order, here, there, [(value, level.log_snr) for value, level in past[1:]])
+        return _through(x, here, there, past[:count]), _Memory(x, past[: self.order])
 
 
 def _through(x: Tensor, here: Level, there: Level, values: tuple[tuple[Tensor, Level], ...]) -> Tensor:

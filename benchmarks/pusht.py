@@ -1,97 +1,172 @@
 """Push-T from human demonstrations: success and reward by network, prediction, sampler and evaluations.
 
-    python benchmarks/pusht.py --data pusht_cchi_v7_replay.zarr
+    python benchmarks/pusht.py --data pusht_cchi_v7_replay.zarr --jobs 2
 
-Trains each of {MLP, U-Net} x {flow, epsilon} by the recipe (20 minutes each) unless its checkpoint is
-in --out already, then runs every sampler at every number of evaluations from the one checkpoint.
+Trains each of --networks x --predictions by the recipe, unless its checkpoint is in --out already, then runs every
+sampler at every number of evaluations from the one checkpoint, on the same seeds. Trainings and cells run in --jobs
+processes of one thread. Every cell is kept in --out/cells.jsonl, so that an interrupted run goes on where it was.
 """
 
 import argparse
 import dataclasses
 import json
+import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from tqdm import tqdm
 
 from poise import (
+    Clean,
     DiffusionPolicy,
     Epsilon,
     Flow,
     Recipe,
     UNet1D,
+    Velocity,
     VPCosine,
     load_checkpoint,
     load_recipe,
     rollout,
-    summary,
 )
 from poise.cli.evaluate import SAMPLERS
 from poise.cli.train import fit, machine
-from poise.evaluation import latency
+from poise.evaluation import bootstrap, wilson
+from poise.predictions import Prediction
 
 ROOT = Path(__file__).parents[1]
 NETWORKS = ("mlp", "unet")
-PREDICTIONS = {"flow": Flow(), "epsilon": Epsilon()}
-EPSILON_BOUND = 3.0  # standard deviations of an action; chosen on seeds from 50000
-EVALUATIONS = (1, 2, 3, 5, 10, 20, 100)
-HEAD = (
-    f"{'policy':<14}{'sampler':<13}{'evals':>6}{'T':>6}{'success':>9}{'95 % interval':>18}{'reward':>8}{'plan ms':>9}"
-)
+PREDICTIONS: dict[str, Prediction] = {
+    "flow": Flow(),
+    "epsilon": Epsilon(),
+    "clean": Clean(),
+    "velocity": Velocity(),
+}
+BOUND = 3.0  # standard deviations of an action; chosen on seeds from 50000
+EVALUATIONS = (1, 2, 3, 4, 5, 8, 10, 20, 50, 100)
+CELLS = "cells.jsonl"
 
 
-def variant(recipe: Recipe, network: str, prediction: str, minutes: float | None) -> Recipe:
-    """The recipe with another network and prediction; epsilon on the cosine schedule, as is usual.
+class Cell(NamedTuple):
+    """One entry of the table."""
 
-    Near t = 1 an error of epsilon is magnified by sigma / alpha = 1000 in x0, so its predictions are clamped.
+    policy: str
+    sampler: str
+    evaluations: int
+
+
+class Study(NamedTuple):
+    """What a worker process needs to know."""
+
+    recipe: Path
+    data: Path
+    out: Path
+    steps: int | None
+    seeds: range
+
+
+def variant(recipe: Recipe, name: str, steps: int | None) -> Recipe:
+    """The recipe with the network and prediction of a name such as `mlp-epsilon`.
+
+    What is no flow has the cosine schedule, as is usual. Near t = 1 an error of epsilon is magnified by sigma / alpha =
+    1000 in x0, so there predictions are clamped.
     """
+    network, prediction = name.split("-")
     policy = dataclasses.replace(recipe.policy, prediction=PREDICTIONS[prediction])
-    if prediction == "epsilon":
-        policy = dataclasses.replace(policy, schedule=VPCosine(), bound=EPSILON_BOUND)
+    if prediction != "flow":
+        policy = dataclasses.replace(policy, schedule=VPCosine(), bound=BOUND)
     if network == "unet":
         policy = dataclasses.replace(policy, network=UNet1D())
-    training = dataclasses.replace(recipe.training, minutes=minutes or recipe.training.minutes)
-    return dataclasses.replace(recipe, policy=policy, training=training)
+    limits = {"steps": steps, "minutes": None} if steps else {}
+    return dataclasses.replace(recipe, policy=policy, training=dataclasses.replace(recipe.training, **limits))
 
 
-def trained(recipe: Recipe, out: Path, data: Path) -> DiffusionPolicy:
-    """The checkpoint in `out`, made if it is not there."""
-    if not (out / "policy.safetensors").exists():
-        training, validation = (recipe.windows(part) for part in recipe.demonstrations(data))
-        fit(DiffusionPolicy, recipe.policy, recipe.training, (training, validation), out, {"machine": machine()})
-    policy = load_checkpoint(out).policy
-    if not isinstance(policy, DiffusionPolicy):
-        raise ValueError(f"{out} holds a {type(policy).__name__}, expected a DiffusionPolicy")
-    policy.spec = recipe.policy  # what the benchmark runs, whatever bound or sampler was saved
-    return policy
-
-
-def cells(policy: DiffusionPolicy, recipe: Recipe, arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """One row a sampler and number of evaluations."""
-    seeds = range(arguments.seed, arguments.seed + arguments.episodes)
-    for sampler in arguments.samplers:
-        for evaluations in arguments.evaluations:
-            chosen = policy.using(SAMPLERS[sampler], evaluations=evaluations, temperature=arguments.temperature)
-            bar = tqdm(
-                rollout(chosen, recipe.task, seeds), total=len(seeds), desc=f"{sampler} {evaluations}", leave=False
-            )
-            yield {
-                "sampler": sampler,
-                "temperature": chosen.spec.temperature,
-                **summary(list(bar), latency(chosen, 10)),
-            }
-
-
-def line(name: str, row: dict[str, Any]) -> str:
-    """A row of the table."""
-    interval = f"{row['success_low']:.1%} to {row['success_high']:.1%}"
-    return (
-        f"{name:<14}{row['sampler']:<13}{row['evaluations']:>6}{row['temperature']:>6.2f}{row['success']:>9.1%}"
-        f"{interval:>18}{row['reward_max_mean']:>8.3f}{row['plan_ms_median']:>9.1f}"
+def train_one(study: Study, name: str) -> str:
+    """Make the checkpoint of a name, in a process of its own."""
+    torch.set_num_threads(1)
+    recipe = variant(load_recipe(study.recipe), name, study.steps)
+    training, validation = (recipe.windows(part) for part in recipe.demonstrations(study.data))
+    fit(
+        DiffusionPolicy,
+        recipe.policy,
+        recipe.training,
+        (training, validation),
+        study.out / name,
+        {"machine": machine()},
     )
+    return name
+
+
+def run_one(study: Study, cell: Cell) -> dict[str, Any]:
+    """The figures of a cell, in a process of its own."""
+    torch.set_num_threads(1)
+    recipe = variant(load_recipe(study.recipe), cell.policy, study.steps)
+    policy = load_checkpoint(study.out / cell.policy).policy
+    if not isinstance(policy, DiffusionPolicy):
+        raise ValueError(f"{cell.policy} is a {type(policy).__name__}, expected a DiffusionPolicy")
+    policy.spec = recipe.policy  # what the benchmark runs, whatever bound or sampler was saved
+    chosen = policy.using(SAMPLERS[cell.sampler], evaluations=cell.evaluations)
+    episodes = list(rollout(chosen, recipe.task, study.seeds))
+    return {
+        **cell._asdict(),
+        "success": wilson(sum(e.success for e in episodes), len(episodes)),
+        "reward": bootstrap([e.reward_max for e in episodes]),
+        "first": study.seeds.start,
+        "episodes": len(episodes),
+    }
+
+
+def known(study: Study) -> dict[Cell, dict[str, Any]]:
+    """Cells of the same episodes that were measured before."""
+    file = study.out / CELLS
+    rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    same = (study.seeds.start, len(study.seeds))
+    return {Cell(r["policy"], r["sampler"], r["evaluations"]): r for r in rows if (r["first"], r["episodes"]) == same}
+
+
+def missing_cells(study: Study, cells: Iterable[Cell]) -> list[Cell]:
+    """Those not measured yet, whose sampler can spend the evaluations; the longest first."""
+    left = []
+    for cell in set(cells) - set(known(study)):
+        try:
+            SAMPLERS[cell.sampler].budget(cell.evaluations)
+            left.append(cell)
+        except ValueError as error:
+            print(f"{cell.sampler} with {cell.evaluations} is left out: {error}")
+    return sorted(left, key=lambda cell: (-cell.evaluations, cell))
+
+
+def measured(study: Study, cells: list[Cell], jobs: int) -> Iterator[dict[str, Any]]:
+    """Run cells in so many processes, and keep each as it ends."""
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, context) as pool, (study.out / CELLS).open("a") as file:
+        futures = [pool.submit(run_one, study, cell) for cell in cells]
+        for future in tqdm(as_completed(futures), total=len(futures), desc="cells"):
+            row = future.result()
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+            yield row
+
+
+def table(rows: Iterable[dict[str, Any]], policy: str, samplers: list[str]) -> str:
+    """Success and reward of one policy in Markdown: a row a number of evaluations, a column a sampler."""
+    found = {(row["evaluations"], row["sampler"]): row for row in rows if row["policy"] == policy}
+    lines = [f"| {policy} | " + " | ".join(samplers) + " |", "|---|" + "---|" * len(samplers)]
+    for evaluations in sorted({e for e, _ in found}):
+        cells = [found.get((evaluations, sampler)) for sampler in samplers]
+        lines.append(f"| {evaluations} | " + " | ".join(_entry(cell) for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def _entry(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "–"
+    value, low, high = row["success"]
+    return f"{100 * value:.0f} % ({100 * low:.0f} to {100 * high:.0f}), {row['reward'][0]:.3f}"
 
 
 def main() -> None:
@@ -106,23 +181,24 @@ def main() -> None:
         "--samplers", nargs="+", choices=list(SAMPLERS), default=["DDPM", "DDIM", "DPMSolverPP", "Heun"]
     )
     parser.add_argument("--evaluations", nargs="+", type=int, default=EVALUATIONS)
-    parser.add_argument("--temperature", type=float, help="factor of the noise (default: the recipe's)")
-    parser.add_argument("--minutes", type=float, help="limit of each training (default: the recipe's)")
+    parser.add_argument("--steps", type=int, help="of each training (default: the recipe's limit in minutes)")
     parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--seed", type=int, default=100_000)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=2)
     arguments = parser.parse_args()
-    torch.set_num_threads(arguments.threads)
-    begin, rows, recipe = time.perf_counter(), [], load_recipe(arguments.recipe)
-    print(HEAD)
-    for network in arguments.networks:
-        for prediction in arguments.predictions:
-            name = f"{network}-{prediction}"
-            made = variant(recipe, network, prediction, arguments.minutes)
-            policy = trained(made, arguments.out / name, arguments.data)
-            for row in cells(policy, made, arguments):
-                rows.append({"policy": name, **row})
-                print(line(name, row), flush=True)
+    begin = time.perf_counter()
+    seeds = range(arguments.seed, arguments.seed + arguments.episodes)
+    study = Study(arguments.recipe, arguments.data, arguments.out, arguments.steps, seeds)
+    names = [f"{network}-{prediction}" for network in arguments.networks for prediction in arguments.predictions]
+    untrained = [name for name in names if not (study.out / name / "policy.safetensors").exists()]
+    with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(train_one, study, name) for name in untrained]):
+            print(f"trained {future.result()}", flush=True)
+    cells = [Cell(n, s, e) for n in names for s in arguments.samplers for e in arguments.evaluations]
+    for _ in measured(study, missing_cells(study, cells), arguments.jobs):
+        pass
+    rows = [row for cell, row in known(study).items() if cell in set(cells)]
+    print("\n\n".join(table(rows, name, arguments.samplers) for name in names))
     print(json.dumps({"rows": rows, "seconds": time.perf_counter() - begin, "machine": machine()}))
 
 

@@ -4,6 +4,7 @@ import colorsys
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from poise.data import Augmentation, ColourJitter, Crop, Episodes, Pixels, Quant
 from poise.nn import MLP, Encoder, EncoderSpec
 from poise.plain import concrete, from_plain, to_plain
 from poise.policies import DiffusionPolicy, PolicySpec, Regression, emphasised, load_checkpoint, save_checkpoint
+from poise.recipe import load_recipe
 from poise.sampling import per_sample
 
 
@@ -287,3 +289,16 @@ def test_bad_images_are_explained(windows):
         dataclasses.replace(SPEC, observations={**SPEC.observations, "front": (6, 6, 1)})
     with pytest.raises(ValueError, match="expected features of .* and shares from 0 to below 1"):
         dataclasses.replace(SPEC, optional={"nothing": 0.5})
+
+
+def test_the_mirror_of_push_t_keeps_the_goal_and_moves_points_with_the_picture():
+    recipe = load_recipe(Path(__file__).parents[1] / "recipes" / "pusht_image.py")
+    points = np.array([[100.0, 30.0], [500.0, 250.0]])  # x to the right, y downwards
+    pictures = np.zeros((2, 96, 96, 3), np.uint8)
+    columns, rows = (points * 96 / 512).astype(int).T
+    pictures[[0, 1], rows, columns] = 255
+    both = recipe.enlarge(Episodes({"image": pictures, "agent": points, "action": points + 1}, np.array([2])))
+    assert both.ends.tolist() == [2, 4]
+    lit = np.argwhere(both.features["image"][2:].any(-1))
+    np.testing.assert_allclose((lit[:, :0:-1] + 0.5) * 512 / 96, both.features["agent"][2:], atol=6)
+    np.testing.assert_array_equal(both.features["action"][2:], 512 - (points + 1)[:, ::-1])

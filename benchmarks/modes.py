@@ -3,9 +3,9 @@
     python benchmarks/modes.py out/pusht --recipe recipes/pusht.py --figure ways.png
 
 On Push-T the diagonal x + y = 512 mirrors table, goal and the block at 45 degrees onto themselves. The agent starts on
-it, on the wrong side of the block, so that left and right are equally good. (Of such starts, one whose plans under seeds
-from 0 took both sides was chosen.) Prints, for every checkpoint, how many of
-the runs took either side and their entropy over log 2; draws their paths.
+it, on the wrong side of the block, so that left and right are equally good. (Of such starts, one was chosen whose plans
+under seeds from 0 took both sides.) Prints, for every checkpoint, how many of the runs took either side and their
+entropy over log 2; draws their paths.
 """
 
 import argparse
@@ -49,10 +49,9 @@ def paths(policy: Policy, recipe: Recipe, seeds: range) -> NDArray[np.float64]:
 def placed(env: gymnasium.Env) -> NDArray[np.float64]:
     """The observation at the start; the environment turns the block about its centre of mass, which moves its place."""
     asked = np.array(START)
-    for _ in range(2):
-        state, _ = env.reset(seed=0, options={"reset_to_state": asked})
-        asked[2:4] += np.array(START[2:4]) - state[2:4]
-    return state
+    moved, _ = env.reset(seed=0, options={"reset_to_state": asked})
+    asked[2:4] += asked[2:4] - moved[2:4]
+    return env.reset(seed=0, options={"reset_to_state": asked})[0]
 
 
 def sides(went: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -9,6 +9,7 @@ processes of one thread. Every cell is kept in --out/cells.jsonl, so that an int
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import multiprocessing
 import time
@@ -115,17 +116,28 @@ def run_one(study: Study, cell: Cell) -> dict[str, Any]:
         **cell._asdict(),
         "success": wilson(sum(e.success for e in episodes), len(episodes)),
         "reward": bootstrap([e.reward_max for e in episodes]),
+        "checkpoint": fingerprint(study, cell.policy),
         "first": study.seeds.start,
         "episodes": len(episodes),
     }
 
 
 def known(study: Study) -> dict[Cell, dict[str, Any]]:
-    """Cells of the same episodes that were measured before."""
+    """Cells of the same episodes and checkpoints that were measured before."""
     file = study.out / CELLS
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    same = (study.seeds.start, len(study.seeds))
-    return {Cell(r["policy"], r["sampler"], r["evaluations"]): r for r in rows if (r["first"], r["episodes"]) == same}
+    prints = {row["policy"]: fingerprint(study, row["policy"]) for row in rows}
+    return {
+        Cell(r["policy"], r["sampler"], r["evaluations"]): r
+        for r in rows
+        if (r["first"], r["episodes"], r["checkpoint"]) == (study.seeds.start, len(study.seeds), prints[r["policy"]])
+    }
+
+
+def fingerprint(study: Study, policy: str) -> str:
+    """What tells a checkpoint from one that was trained anew."""
+    file = study.out / policy / "policy.safetensors"
+    return hashlib.sha256(file.read_bytes()).hexdigest()[:12] if file.exists() else ""
 
 
 def missing_cells(study: Study, cells: Iterable[Cell]) -> list[Cell]:

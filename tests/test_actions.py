@@ -5,8 +5,12 @@ import numpy as np
 import pytest
 import torch
 
+from poise.data import Batch
+from poise.nn import MLP
 from poise.plain import concrete, from_plain, to_plain
 from poise.policies.actions import Absolute, ActionSpace, Delta, Relative, RelativePose
+from poise.policies.baselines import Regression
+from poise.policies.spec import PolicySpec
 from poise.rotations import axis_angle_to_matrix, matrix_to_sixd
 
 SPACES = (
@@ -140,3 +144,17 @@ def test_float32_plans_survive_the_round_trip():
         observation = {"tool": plan[:, :2] + 1}
         back = space.decode(space.encode(plan, observation), observation)
         torch.testing.assert_close(back, plan, rtol=0, atol=2e-3)
+
+
+def test_targets_are_exact_under_autocast():
+    """A rotation of poses is a product of matrices, which autocast would round to three digits."""
+    spec = PolicySpec(
+        {"tool": (9,)}, 9, space=RelativePose("tool"), history=1, horizon=6, network=MLP(8, 1, 8), execute=1
+    )
+    policy, (plan, _, _), (tool, _, _) = Regression(spec), poses(4, 6, seed=0), poses(4, 1, seed=1)
+    policy.action_normaliser.scale.fill_(1.0)
+    policy.action_normaliser.offset.fill_(0.0)
+    batch = Batch({"tool": tool.float()}, plan.float(), torch.ones(4, 6, dtype=torch.bool))
+    with torch.autocast("cpu", torch.bfloat16):
+        got = policy.encoded(batch)
+    torch.testing.assert_close(got, spec.space.encode(plan, {"tool": tool}).float(), rtol=0, atol=1e-5)

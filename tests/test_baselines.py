@@ -199,3 +199,33 @@ def test_a_neighbour_is_found_by_pictures_of_bytes():
     for row in (0, 7, 19):
         near = torch.as_tensor(pictures[row : row + 1, None] + 2)
         torch.testing.assert_close(policy.plan({"camera": near}), torch.full((1, 4, 2), float(row)), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Regression, MinimalIterative, MixtureRegression, NearestNeighbour])
+@pytest.mark.parametrize("bound", [0.5, None])
+def test_every_policy_keeps_its_bound(kind, bound, windows):
+    torch.manual_seed(0)
+    policy = kind(dataclasses.replace(SPEC, bound=bound))
+    policy.fit(windows)
+    for parameter in policy.parameters():
+        torch.nn.init.normal_(parameter, std=1.0)
+    if kind is NearestNeighbour:
+        policy.remember(windows)
+    *states, last = policy.eval().trace(seen(0.8, 64), per_sample(range(64)))
+    for state in (*states, last):
+        largest = policy.action_normaliser(state.x).abs().max()
+        assert abs(largest - bound) < 1e-5 if bound else largest > 0.6
+
+
+def test_a_neighbour_is_found_without_what_is_absent():
+    """The nearest by side; by side and goal it is another one, and a goal of zero would be near the middle one."""
+    rows = {"side": [0.0, 0.4, 1.0], "goal": [-1.0, 0.0, 1.0], "action": [1.0, 2.0, 3.0]}
+    features = {name: np.float32(values)[:, None] for name, values in rows.items()}
+    windows = Windows(Episodes(features, np.arange(1, 4)), ("side", "goal"), 1, 1, 0)
+    shapes = {"side": (1,), "goal": (1,)}
+    policy = NearestNeighbour(PolicySpec(shapes, 1, optional={"goal": 0.5}, history=1, horizon=1, execute=1))
+    policy.fit(windows)
+    policy.remember(windows)
+    side, goal = torch.full((1, 1, 1), 0.1), torch.full((1, 1, 1), 1.0)
+    assert policy.plan({"side": side}).item() == pytest.approx(1)
+    assert policy.plan({"side": side + 0.5, "goal": goal}).item() == pytest.approx(3)

@@ -5,8 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from poise.cli import main
+from poise.nn import SmallCNN
+from poise.nn.encoders.backbones import Trunk
 from poise.policies import load_checkpoint
 
 RECIPE = """
@@ -87,6 +91,22 @@ def test_train_evaluate_inspect(checkpoint, recipe, monkeypatch, capsys, tmp_pat
     assert '"steps": 30' in out
 
 
+def test_training_and_evaluation_take_place_on_the_device(recipe, checkpoint, monkeypatch, tmp_path):
+    verb, found = importlib.import_module("poise.cli.train"), []
+    monkeypatch.setattr(verb, "save_checkpoint", lambda out, policy, notes: out)
+
+    def watched(policy, windows, *rest):
+        found.extend([policy.action_normaliser.scale.device.type, windows.actions.device.type])
+        return iter(())
+
+    monkeypatch.setattr(verb, "train", watched)
+    monkeypatch.setattr(verb.DiffusionPolicy, "fit", lambda self, windows: None)
+    run(monkeypatch, "train", recipe, "--out", tmp_path / "meta", "--device", "meta")
+    assert found == ["meta", "meta"]
+    with pytest.raises(RuntimeError, match="meta"):
+        run(monkeypatch, "evaluate", checkpoint, "--recipe", recipe, "--episodes", 1, "--device", "meta")
+
+
 def test_the_environment_needs_no_recipe_where_names_agree(checkpoint, monkeypatch, capsys):
     run(monkeypatch, "evaluate", checkpoint, "--environment", "poise.envs:poise/Navigate-v0", "--episodes", 2)
     assert "2 episodes" in capsys.readouterr().out
@@ -137,7 +157,9 @@ def test_mistakes_end_in_one_line(checkpoint, recipe, monkeypatch, capsys, tmp_p
     assert "does not exist, expected a Python file" in refused(monkeypatch, capsys, "train", none)
     (tmp_path / "empty.py").write_text("x = 1")
     assert "defines no recipe" in refused(monkeypatch, capsys, "train", tmp_path / "empty.py")
-    assert "expected one of ['DiffusionPolicy'" in refused(monkeypatch, capsys, "train", recipe, "--method", "Magic")
+    method = refused(monkeypatch, capsys, "train", recipe, "--method", "Magic")
+    assert "got the method 'Magic', expected one of" in method
+    assert "'DiffusionPolicy', " in method
 
 
 def test_help_teaches(recipe, monkeypatch, capsys):
@@ -172,3 +194,32 @@ def test_the_demo_from_end_to_end(monkeypatch, tmp_path):
     assert {row["sampler"] for row in results["sweep"]} == {"DDIM", "DPMSolverPP", "Heun", "DDPM"}
     assert results["seconds"] > 0
     assert set(results["paired"]) == {"regression", "nearest neighbour"}
+
+
+def test_training_begins_with_the_weights_that_are_given(tmp_path, monkeypatch, capsys):
+    recipe = tmp_path / "eyes.py"
+    text = RECIPE.replace("import MLP,", "import CNN, MLP, Joint, SmallCNN,")
+    text = text.replace(
+        "    return Episodes(",
+        '    features["camera"] = np.zeros((data["episode_ends"][-1], 16, 16, 3), np.uint8)\n    return Episodes(',
+    )
+    text = text.replace(
+        '"goal": (2,)}, 2,', '"goal": (2,), "camera": (16, 16, 3)}, 2, encoder=Joint(CNN(SmallCNN((16,)))),'
+    )
+    text = text.replace("steps=30", "steps=2, learning_rate=0.0")
+    recipe.write_text(text)
+    trunk = SmallCNN((16,)).build(3)
+    for parameter in trunk.parameters():
+        torch.nn.init.normal_(parameter)
+    published = {name: tensor.contiguous() for name, tensor in trunk.module.state_dict().items()}
+    save_file(published, tmp_path / "published.safetensors")
+    run(monkeypatch, "train", recipe, "--out", tmp_path / "run", "--weights", tmp_path / "published.safetensors")
+    encoder = load_checkpoint(tmp_path / "run").policy.encoder
+    (found,) = (module for module in encoder.modules() if isinstance(module, Trunk))
+    for name, tensor in published.items():
+        torch.testing.assert_close(found.module.state_dict()[name], tensor)
+    save_file({"other": torch.ones(1)}, tmp_path / "other.safetensors")
+    said = refused(
+        monkeypatch, capsys, "train", recipe, "--out", tmp_path / "no", "--weights", tmp_path / "other.safetensors"
+    )
+    assert "other" in said

@@ -1,3 +1,4 @@
+import copy
 import dataclasses
 import json
 import math
@@ -29,9 +30,10 @@ from poise.evaluation.diversity import (
     to_demonstrations,
     visited,
 )
-from poise.evaluation.paired import noise_effect, paired_test, pareto
+from poise.evaluation.paired import noise_effect, paired_test, pareto, rate_difference
 from poise.nn import MLP
 from poise.policies import DiffusionPolicy, Policy, PolicySpec, Regression, save_checkpoint
+from poise.recipe import load_recipe
 from poise.sampling import (
     DDIM,
     DDPM,
@@ -83,7 +85,7 @@ def row(name: str = "A", success: float = 0.8, ms: float = 10.0, **changes) -> R
     plain = {
         "name": name, "family": "ODE", "budget": 2, "code": f"use({name})", "won": won,
         "rewards": tuple(float(w) for w in won), "evaluations": 2.0, "plan_ms_median": 0.8 * ms, "plan_ms_p95": ms,
-        "execute": 8, "deterministic": True, "repeatable": True, "spread": 1.0, "sensitivity": 0.5,
+        "execute": 8, "ahead": 8, "deterministic": True, "repeatable": True, "spread": 1.0, "sensitivity": 0.5,
         "mode_entropy": None, "energy": None, "jerk": 0.1, "seam_jump": 1.2,
     }  # fmt: skip
     return Row(**{**plain, **changes})
@@ -249,6 +251,13 @@ def test_probes_hold_what_was_seen(policy):
     np.testing.assert_array_equal(probe.observation["position"][0], first.observations["position"][[0, 0]])
     np.testing.assert_array_equal(probe.observation["position"][3], first.observations["position"][[2, 3]])
     assert len(visited(SPEC, episodes, 5)) == 5
+    blind = dataclasses.replace(TASK, observe=lambda raw: {"position": raw["position"].astype(np.float64)})
+    guided = DiffusionPolicy(dataclasses.replace(SPEC, optional={"goal": 0.5}))
+    free = in_units_of_the_data(guided)
+    without = visited(free.spec, rollout(free, blind, [50_000, 50_001]))
+    assert {name: values.dtype for name, values in without.observation.items()} == {"position": torch.float32}
+    (row,) = compare(free, blind, [Cell("", "ODE", DDIM(), 1)], [50_000], without, repeats=2)
+    assert row.sensitivity is not None
     with pytest.raises(ValueError, match="images, which episodes do not keep, expected demonstrations"):
         visited(dataclasses.replace(SPEC, observations={**SPEC.observations, "camera": (8, 8, 3)}), episodes)
 
@@ -300,7 +309,7 @@ def test_the_effect_of_noise_is_paired_over_twins():
     rows = [row(name, won=values) for name, values in won.items()] + [row("c", won=won["c"], budget=5)]
     effect = noise_effect(rows, {"a": "b", "c": "d"})
     sde, ode = (np.mean([won[n] for n in names], axis=0) for names in ("ac", "bd"))
-    assert effect == {2: paired_difference(sde, ode)}
+    assert effect == {2: rate_difference(sde, ode)}
 
 
 def test_what_does_not_meet_the_constraints_is_excluded():
@@ -330,7 +339,7 @@ def test_of_those_that_cannot_be_told_apart_the_cheapest_is_preferred():
     assert "Telling 2 points apart would take about" in found.text
     assert "takes 10 evaluations instead of 2" in found.rejected[best.label]
     assert "30.0 points less often" not in found.rejected[poor.label]
-    assert "32.0 points less often (−41.0 to −23.0, p = 0.001 or less) against the best" in found.rejected[poor.label]
+    assert "32.0 points less often (−40.6 to −22.2, p = 0.001 or less) against the best" in found.rejected[poor.label]
 
 
 def test_a_difference_of_rewards_alone_tells_apart():
@@ -339,7 +348,7 @@ def test_a_difference_of_rewards_alone_tells_apart():
     found = advise([best, cheap])
     assert found.chosen is best
     assert found.rejected[cheap.label].startswith("mean reward −0.020")
-    assert "told apart, to the worse" in found.text
+    assert "Every other way that was measured did worse, told apart or by more than 5 points" in found.text
 
 
 def test_few_discordant_episodes_do_not_tell_apart():
@@ -347,6 +356,53 @@ def test_few_discordant_episodes_do_not_tell_apart():
     better, worse = row("better", 1.0, evaluations=9.0), row("worse", 0.96)
     assert paired_difference(worse.won, better.won).high < 0
     assert advise([better, worse]).chosen is worse
+
+
+@pytest.mark.parametrize("episodes", [1, 2, 5])
+def test_few_episodes_do_not_make_a_bad_one_as_good_as_the_best(episodes):
+    """No test tells them apart, for five discordant pairs have p = 1/16."""
+    good = row("good", won=(True,) * episodes, evaluations=10.0)
+    bad = row("bad", won=(True,) * (episodes // 2) + (False,) * (episodes - episodes // 2), evaluations=1.0)
+    dull = row("dull", won=good.won, evaluations=1.0, rewards=(0.9,) * episodes)
+    found = advise([good, bad, dull])
+    assert found.chosen is good
+    assert f"{episodes} episodes are a first impression: repeat it with 100 or more" in found.text.split("\n\n")[0]
+    assert "against the best, which so few episodes cannot tell from chance" in found.rejected[bad.label]
+    assert found.rejected[dull.label].startswith("mean reward −0.100")
+    assert "first impression" not in advise([row()]).text
+
+
+def test_many_episodes_do_not_make_a_trifle_a_reason_for_fifty_evaluations():
+    won = np.arange(20_000) < 16_000
+    best = row("best-of-all", won=tuple(won), evaluations=50.0)
+    near, far = (row(f"{n}", won=tuple(won & (np.arange(20_000) >= n)), evaluations=1.0) for n in (100, 300))
+    found = advise([best, near])
+    assert found.chosen is near
+    assert "best-of-all" in found.text
+    assert "a difference, but less than 1 point of success and 1% of the reward" in found.text
+    assert "cannot tell" not in found.text
+    assert advise([best, far]).chosen is best
+
+
+@pytest.mark.parametrize(("b", "c"), [(0.0, 0.0), (0.02, 0.02), (0.1, 0.3), (0.4, 0.4)])
+def test_intervals_of_paired_rates_hold_the_truth_as_often_as_they_say(b, c):
+    n = 20
+    counts = np.random.default_rng(0).multinomial(n, [b, c, 1 - b - c], 2000)
+    found = [rate_difference([1] * i + [0] * (n - i), [0] * i + [1] * j + [0] * k) for i, j, k in counts]
+    assert np.mean([low <= b - c <= high for _, low, high in found]) > 0.935
+    assert all(high - low > 0.1 for _, low, high in found), "even where no seed differs"
+    one, five = (rate_difference([1, 0, 1], [0, 0, 1], looks) for looks in (1, 5))
+    assert one.value == five.value == pytest.approx(1 / 3)
+    assert five.low < one.low
+
+
+def test_a_plan_of_which_all_is_run_leaves_no_time_for_the_next(policy, probe):
+    """While a plan of horizon 4 is made for d steps, d of its actions pass: what is left must be what is executed."""
+    for execute, ahead in ((1, 1), (2, 2), (3, 1), (4, 1)):
+        chosen = copy.copy(policy)
+        chosen.spec = dataclasses.replace(SPEC, execute=execute)
+        (found,) = compare(chosen, TASK, [Cell("", "ODE", DDIM(), 1)], [50_000], probe, repeats=2)
+        assert found.rate_hz == ahead * found.replan_hz, execute
 
 
 def test_at_equal_cost_the_better_one_is_preferred():
@@ -401,9 +457,11 @@ def test_without_a_difference_the_text_does_not_invent_one():
     lucky = row("a", evaluations=9.0, rewards=(1.0,) * 81 + (0.0,) * 19)
     text = advise([lucky, row("b")]).text
     assert "Use b" in text
-    assert "succeeds as often (interval of the difference +0.0 to +0.0 points, p = 1.000)" in text
+    assert "succeeds as often (interval of the difference −1.9 to +1.9 points, p = 1.000)" in text
     assert "less often" not in text
-    assert "about 300 episodes" in text, "a hundred without a difference leave one of 3 % possible"
+    assert "about 600 episodes, four times out of five" in text, (
+        "a hundred without a difference leave one of 3 % possible"
+    )
 
 
 def test_figures_draw_every_row():
@@ -427,6 +485,15 @@ def test_the_page_holds_the_advice_and_every_row(tmp_path):
     assert "Use c with 2 evaluations" in page
     assert all(f"<td>{label}</td>" in page for label in found.rejected)
     assert "every step" in page
+
+
+def test_a_long_table_is_folded_away(tmp_path):
+    rows = [row(f"s{k}", 0.5) for k in range(20)]
+    facts = {"observations": 9, "demonstrations": False}
+    write_comparison(tmp_path / "p.html", "Title", rows, advise(rows), {}, facts, Constraints(), "Footer.")
+    page = (tmp_path / "p.html").read_text()
+    assert page.count("<details>") == page.count("</details>") == 3
+    assert "<summary>All 20 rows</summary>" in page
 
 
 RECIPE = """
@@ -482,14 +549,25 @@ def test_the_verb_ends_in_advice_and_measures_nothing_twice(run, tmp_path, capsy
         return compare(policy, task, cells, *rest)
 
     monkeypatch.setattr(sys.modules["poise.cli.compare"], "compare", counted)
+    with monkeypatch.context() as patch:  # other constraints cost nothing: no episode, no likelihood
+        patch.setattr(sys.modules["poise.cli.compare"], "_probe", None)
+        run(*options, "DDIM", "DDPM", "--rate-hz", 1)
+    again = json.loads(file.read_text())
+    assert again["advice"] != results["advice"]
+    assert (again["rows"], again["facts"]) == (results["rows"], results["facts"])
     run(*options, "DDIM", "DDPM", "UniPC", "--deterministic")
     again = json.loads(file.read_text())
     assert asked == ["UniPC with 2 evaluations"]
     assert again["rows"][:2] == results["rows"]
     assert again["advice"]["rejected"]["DDPM with 2 evaluations"].startswith("draws noise after the start")
-    run(*options, "DDIM", "--episodes", 1)
+    recipe.write_text(recipe.read_text().replace("6}, slots", "5}, slots"))  # another task under the same name
+    capsys.readouterr()
+    run(*options, "DDIM")
     assert "holds a comparison under other settings" in capsys.readouterr().out
-    assert asked[1:] == ["DDIM with 2 evaluations"]
+    monkeypatch.setattr(sys.modules["poise.cli.compare"], "processor", lambda: "the robot's")
+    run(*options, "DDIM")
+    assert "holds a comparison under other settings" in capsys.readouterr().out, "its clock is another"
+    assert asked[1:] == ["DDIM with 2 evaluations"] * 2
 
 
 def test_the_verb_explains_what_it_cannot_do(run, tmp_path, capsys):
@@ -506,6 +584,54 @@ def test_the_verb_explains_what_it_cannot_do(run, tmp_path, capsys):
     shown = capsys.readouterr().out
     for words in ("Ends in a recommendation", "--rate-hz", "--deterministic", "ODE-then-SDE", "Least control rate"):
         assert words in shown
+
+
+CAMERA = """
+import numpy as np
+from poise import CNN, Crop, Episodes, Joint, MLP, PolicySpec, Recipe, SmallCNN, Task, TrainingSpec, Vector
+
+
+def read(path):
+    pictures = np.random.default_rng(0).integers(0, 255, (30, 8, 8, 3)).astype(np.uint8)
+    rows = np.random.default_rng(1).normal(size=(30, 2)).astype(np.float32)
+    return Episodes({"camera": pictures, "goal": rows, "action": rows}, np.arange(6, 31, 6))
+
+
+def observe(raw):
+    pictures = np.clip(10 * raw["position"][:, :, None, None] + 128, 0, 255).repeat(8, 2).repeat(3, 3)
+    return {"camera": pictures.repeat(4, 1).astype(np.uint8)}  # the goal is optional, and not to be had
+
+
+recipe = Recipe(
+    PolicySpec(
+        {"camera": (8, 8, 3), "goal": (2,)}, 2, optional={"goal": 0.5}, horizon=4, execute=2,
+        encoder=Joint(CNN(SmallCNN((16,)), width=8), Vector()), augmentations=(Crop(("camera",), 6, 6),),
+        network=MLP(16, 1, condition=8),
+    ),
+    TrainingSpec(),
+    Task("poise.envs:poise/Navigate-v0", {"max_episode_steps": 6}, observe=observe, slots=2),
+    read,
+    validation=0.5,
+)
+"""
+
+
+def test_the_verb_takes_policies_that_see_with_optional_goals_where_modes_are_known(tmp_path):
+    (tmp_path / "recipe.py").write_text(CAMERA)
+    recipe = load_recipe(tmp_path / "recipe.py")
+    policy = DiffusionPolicy(recipe.policy)
+    policy.fit(recipe.windows(recipe.read(None)))
+    save_checkpoint(tmp_path / "run", policy, {})
+    options = ("--episodes", 2, "--seed", 50_000, "--evaluations", 2, "--samplers", "DDIM", "warm-start")
+    files = ("--recipe", tmp_path / "recipe.py", "--json", tmp_path / "r.json")
+    arguments = [str(a) for a in (tmp_path / "run", *options, *files)]
+    with pytest.raises(ValueError, match=r"sees \('camera',\), images, .* expected demonstrations"):
+        tyro.cli(compare_samplers, args=arguments)
+    tyro.cli(compare_samplers, args=[*arguments, "--data", str(tmp_path / "recipe.py")])
+    results = json.loads((tmp_path / "r.json").read_text())
+    assert all(r["mode_entropy"] is not None for r in results["rows"])
+    assert all(r["spread"] > 0 and r["energy"] > 0 and r["sensitivity"] > 0 for r in results["rows"])
+    assert results["facts"]["observations"] == 6
 
 
 def test_the_lineup_has_every_kind():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from poise.denoisers import Gaussian
 from poise.evaluation import Task, film, latency, rollout
 from poise.nn import MLP, EncoderSpec
 from poise.nn.spec import Encoder
@@ -15,7 +16,7 @@ from poise.policies import DiffusionPolicy, Policy, PolicySpec, RecedingHorizon
 from poise.policies.ensemble import TemporalEnsemble
 from poise.policies.recorded import Delayed, Recorded
 from poise.policies.warm import WarmStart
-from poise.sampling import DDIM, Heun, State, gaussian
+from poise.sampling import DDIM, Heun, Listed, State, gaussian
 
 HORIZON, EXECUTE = 8, 3
 
@@ -314,6 +315,8 @@ def test_warm_starts_forget_with_a_reset_and_spend_a_share_by_default():
             WarmStart(policy, begin=begin)
     with pytest.raises(ValueError, match="Heun got a budget of 0 evaluations"):
         WarmStart(policy.using(sampler=Heun()), evaluations=0)
+    with pytest.raises(ValueError, match="Listed got 1 steps from t = 0.8, expected 1.0"):
+        WarmStart(policy.using(grid=Listed()), evaluations=1)
 
 
 def test_a_record_is_what_was_seen_and_done():
@@ -447,3 +450,34 @@ def test_films_and_rollouts_take_any_controller(clock):
     weights = np.exp(-0.01 * np.arange(8))
     expected = (weights @ (999.0 * begins) / weights.sum()) + 10
     assert episodes[0].actions[10, 0] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("temperature", [0.25, 0.5, 1.0])
+def test_a_warm_plan_has_the_temperature_of_the_plan_before(temperature, monkeypatch):
+    """Plans N(m, v): cold ones have the deviation T sqrt(v), and so have those that start from them again."""
+    policy = small(evaluations=40, temperature=temperature, sampler=Heun())
+    mean = torch.tensor([0.3, -1.0]).expand(HORIZON, 2)
+    exact = Gaussian(policy.spec.schedule, mean, torch.tensor([0.1, 0.6]).expand(HORIZON, 2))
+    monkeypatch.setattr(policy.diffusion, "given", lambda tokens: exact)
+    seen, noise = {"x": torch.zeros(4000, 2, 1)}, gaussian(torch.Generator().manual_seed(0))
+    plans = [policy.plan(seen, noise)]
+    for begin in (0.3, 0.6, 0.9):
+        plans.append(policy.replan(seen, plans[-1], begin, noise))
+    for plan in plans:
+        normal = (policy.action_normaliser(plan) - mean) / exact.variance.sqrt() / temperature
+        assert normal.mean((0, 1)).abs().max() < 0.05
+        torch.testing.assert_close(normal.std((0, 1)), torch.ones(2), rtol=0, atol=0.03)
+    # What is left of the last plan: nearly all of it from 0.3, hardly anything from 0.9.
+    kept = [torch.corrcoef(torch.stack([a[:, 0, 1], b[:, 0, 1]]))[0, 1] for a, b in zip(plans, plans[1:], strict=False)]
+    levels = [policy.spec.schedule.at(begin) for begin in (0.3, 0.6, 0.9)]
+    expected = [l.alpha * (0.6 / (l.alpha**2 * 0.6 + l.sigma**2)) ** 0.5 for l in levels]  # noqa: E741
+    assert kept == pytest.approx(expected, abs=0.05)
+
+
+def test_a_controller_that_cannot_be_made_leaves_no_environment_open(clock, monkeypatch):
+    made = []
+    monkeypatch.setattr(Task, "make", lambda *arguments: made.append(arguments))
+    spec = PolicySpec({"x": (1,)}, 2, network=MLP(16, 1, 8))
+    with pytest.raises(ValueError, match="'x' has no statistics"):
+        next(rollout(DiffusionPolicy(spec), Task(clock), [1]))
+    assert not made

@@ -182,3 +182,24 @@ def test_normalisers_invert_and_leave_constants_alone(scaling):
 def test_a_normaliser_without_statistics_is_an_error():
     with pytest.raises(ValueError, match="'joints' has no statistics, expected a scale and an offset"):
         Normaliser("joints", (4,)).check()
+
+
+def test_episodes_to_add_have_the_same_features(episodes):
+    both = episodes + episodes.select([1])
+    assert both.ends.tolist() == [5, 8, 17, 20]
+    assert both.features["state"][17:, 0].tolist() == [5, 6, 7]
+    other = Episodes({"action": episodes.features["action"]}, episodes.ends)
+    with pytest.raises(ValueError, match=r"got others with \{'action': \(1,\)\} to add, expected the same names"):
+        episodes + other
+
+
+def test_rows_of_single_numbers_are_refused(episodes):
+    flat = Episodes({"state": episodes.features["state"], "action": np.arange(17.0)}, episodes.ends)
+    with pytest.raises(ValueError, match=r"features \['action'\] of shape \(steps,\), expected at least \(steps, 1\)"):
+        Windows(flat, ("state",), 1, 2, 1)
+
+
+def test_one_row_counts_as_constant():
+    scale, offset = Standard().fit(torch.tensor([[3.0, -2.0]]))
+    assert scale.tolist() == [1, 1]
+    assert offset.tolist() == [-3, 2]

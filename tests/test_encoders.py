@@ -5,11 +5,14 @@ import math
 import sys
 from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
+from poise.data import Episodes, Windows
+from poise.nn import MLP
 from poise.nn.encoders import (
     CNN,
     AveragePool,
@@ -30,10 +33,13 @@ from poise.nn.encoders import (
     spatial_softmax,
     timm_weights,
 )
+from poise.nn.encoders.backbones import Trunk
 from poise.nn.encoders.image_transformer import places
 from poise.nn.spec import Encoder, EncoderSpec
 from poise.plain import concrete, from_plain, to_plain
+from poise.policies import DiffusionPolicy, PolicySpec, load_checkpoint, save_checkpoint
 from poise.testing import check_encoder
+from poise.training import EMA, TrainingSpec, train
 
 TINY = CNN(SmallCNN((16, 32)), SpatialSoftmax(4), width=6)
 EXAMPLES = {
@@ -101,6 +107,7 @@ class _BrokenEncoder(Encoder):
         super().__init__()
         self.defect, self.tokens = defect, (2, features + (defect == "shape"))
         self.offset, self.secret = torch.nn.Parameter(torch.randn(features)), torch.randn(features)
+        self.shift = lambda tokens: tokens + self.offset
 
     def forward(self, observation):
         tokens = torch.cat([values.flatten(2) for values in observation.values()], -1)
@@ -110,6 +117,8 @@ class _BrokenEncoder(Encoder):
             "gradient": lambda: tokens + 0 * self.offset,
             "state": lambda: tokens + self.offset + self.secret,
             "shape": lambda: tokens + self.offset,
+            "device": lambda: tokens + self.offset + torch.zeros(1, len(self.offset)),
+            "copy": lambda: self.shift(tokens),
         }
         return changes[self.defect]()
 
@@ -122,6 +131,8 @@ class _BrokenEncoder(Encoder):
         ("gradient", r"no gradient reaches \['offset'\]"),
         ("state", "the state dict is not all"),
         ("shape", "declared"),
+        ("device", "fails for another device"),
+        ("copy", "a deep copy changes with its original"),
     ],
 )
 def test_the_conformance_test_sees_defects(defect, message):
@@ -222,6 +233,16 @@ def residual_network(tensors, images, blocks):
 BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 
 
+def test_maps_with_channels_last_are_turned():
+    images = torch.randn(2, 3, 4, 5)
+
+    class Last(torch.nn.Module):
+        def forward(self, images):
+            return [images, images.permute(0, 2, 3, 1)]
+
+    torch.testing.assert_close(Trunk(Last(), 3, last=True)(images), images)
+
+
 @pytest.mark.parametrize(("depth", "parameters"), [(18, 11_176_512), (34, 21_284_672)])
 def test_residual_networks_have_the_published_tensors(depth, parameters):
     trunk = ResNet(depth, FrozenBatchNorm()).build(3)
@@ -304,6 +325,33 @@ def test_tokens_are_one_a_camera_oldest_step_first(spec):
             assert changed.nonzero().flatten().tolist() == [2 * step + camera]
 
 
+@pytest.mark.parametrize(
+    ("spec", "counts"),
+    [
+        (Fusion(TINY, width=8, depth=1, heads=2), {"left": 1, "right": 1, "arm": 1, "grip": 1}),
+        (
+            Fusion(ImageTransformer(8, 8, 1, 2, pooled=False), width=8, depth=1, heads=2),
+            {"left": 4, "right": 6, "arm": 1},
+        ),
+        (ImageTransformer(8, 8, 1, 2, pooled=False), {"left": 4, "right": 6}),
+    ],
+)
+def test_tokens_of_a_step_stand_together_images_first_by_name(spec, counts):
+    shapes = {name: {**STATES, **CAMERAS}[name] for name in reversed(counts)}
+    encoder, observation = built(spec, shapes, 3), observed(shapes, 3)
+    if isinstance(spec, Fusion):
+        encoder.attend = torch.nn.Identity()  # else every token heeds all others
+    tokens, first = encoder(observation), 0
+    for name, number in counts.items():
+        for step in range(3):
+            moved = observation[name].clone()
+            moved[:, step] += torch.randn_like(moved[:, step])
+            changed = (encoder({**observation, name: moved}) - tokens).abs().amax((0, 2)) > 1e-6
+            begin = step * sum(counts.values()) + first
+            assert changed.nonzero().flatten().tolist() == list(range(begin, begin + number))
+        first += number
+
+
 def test_weights_are_shared_or_one_set_a_camera():
     same = {"left": (16, 16, 3), "right": (16, 16, 3)}
     together, apart = built(TINY, same), built(replace(TINY, shared=False), same)
@@ -326,6 +374,28 @@ def test_a_frozen_backbone_stays_as_it_is(frozen):
     changed = {name for name, tensor in encoder.state_dict().items() if not torch.equal(tensor, before[name])}
     backbone = {name for name in before if ".trunk." in name}
     assert changed == (set(before) - backbone if frozen else set(before))
+
+
+def test_a_frozen_backbone_survives_training_averaging_and_a_checkpoint(tmp_path):
+    encoder = CNN(SmallCNN((16,), FrozenBatchNorm()), SpatialSoftmax(4), 6, frozen=True)
+    spec = PolicySpec({"camera": (8, 8, 3)}, 2, encoder=encoder, network=MLP(16, 1), history=1, horizon=4, execute=2)
+    pictures = torch.randint(256, (20, 8, 8, 3), dtype=torch.uint8)
+    episodes = Episodes({"camera": pictures.numpy(), "action": torch.randn(20, 2).numpy()}, np.array([20]))
+    windows, policy = Windows(episodes, ("camera",), 1, 4, 3), DiffusionPolicy(spec)
+    policy.fit(windows)
+    weights = {name: torch.rand_like(t) for name, t in policy.encoder.eyes[0].trunk.module.state_dict().items()}
+    load_backbone(policy, weights)
+    average = EMA(policy)
+    before = policy.encoder.eyes[0].project.weight.detach().clone()
+    for _ in train(policy, windows, TrainingSpec(steps=3, batch=4), average):
+        pass
+    assert not torch.equal(policy.encoder.eyes[0].project.weight, before)
+    loaded = load_checkpoint(save_checkpoint(tmp_path, average.policy)).policy
+    for kept in (policy, average.policy, loaded):
+        trunk = kept.train().encoder.eyes[0].trunk
+        assert not any(module.training for module in trunk.modules())
+        assert not any(p.requires_grad for p in trunk.parameters())
+        assert all(torch.equal(tensor, weights[name]) for name, tensor in trunk.module.state_dict().items())
 
 
 def test_colours_are_those_that_weights_of_imagenet_expect():
@@ -482,6 +552,8 @@ def test_the_vector_encoder_keeps_its_tensors():
         (lambda: ResNet(50), r"depth=50, expected one of \[18, 34\]"),
         (lambda: SpatialSoftmax(0), "keypoints=0"),
         (lambda: SmallCNN(()), r"channels=\(\)"),
+        (lambda: Vector(width=0), "Vector got width=0, expected at least 1, or None"),
+        (lambda: CNN(width=0), "CNN got width=0, expected at least 1"),
     ],
 )
 def test_what_does_not_fit_is_refused(make, message):
@@ -513,6 +585,10 @@ def test_backbones_of_timm_are_read_by_name(timm):
         encoder = CNN(backbone).build({"camera": (64, 64, 3)}, 1)
         load_backbone(encoder, model.state_dict())
         torch.testing.assert_close(encoder.train().eyes[0].trunk(images), model.forward_features(images))
+    assert CNN(Timm("swin_tiny_patch4_window7_224"), AveragePool()).build({"camera": (224, 224, 3)}, 1).tokens == (
+        1,
+        64,
+    )
     with pytest.raises(ValueError, match=r"'resnet81', which timm does not know; close to it are \['resnet18'"):
         Timm("resnet81").build(3)
     with pytest.raises(ValueError, match=r"image 'camera' of shape \(96, 96, 3\), which its backbone does not take"):

@@ -14,7 +14,15 @@ from torch import nn
 from poise.data import Augmentation, ColourJitter, Crop, Episodes, Pixels, Quantile, Standard, Unscaled, Windows
 from poise.nn import MLP, Encoder, EncoderSpec
 from poise.plain import concrete, from_plain, to_plain
-from poise.policies import DiffusionPolicy, PolicySpec, Regression, emphasised, load_checkpoint, save_checkpoint
+from poise.policies import (
+    DiffusionPolicy,
+    PolicySpec,
+    Regression,
+    WarmStart,
+    emphasised,
+    load_checkpoint,
+    save_checkpoint,
+)
 from poise.recipe import load_recipe
 from poise.sampling import per_sample
 
@@ -184,6 +192,9 @@ def test_guidance_towards_a_goal(windows):
     assert not torch.allclose(full, none)
     with pytest.raises(ValueError, match=r"got the features \['pose'\], expected some of the optional ones"):
         emphasised(policy, ["pose"], 2.0)
+    alone = PolicySpec({"goal": (2,)}, 2, optional={"goal": 0.5}, network=SPEC.network)
+    with pytest.raises(ValueError, match=r"got the features \['goal'\], .*, and not all that is observed"):
+        emphasised(DiffusionPolicy(alone), ["goal"], 2.0)
 
 
 def test_a_warm_start_noises_the_earlier_plan(windows):
@@ -232,6 +243,8 @@ def test_quantiles_and_pixels():
     assert torch.equal(torch.stack(Unscaled().fit(data)), torch.tensor([[1.0], [0.0]]).expand(2, 3).double())
     with pytest.raises(ValueError, match="expected 0 <= low < high <= 1"):
         Quantile(0.9, 0.1)
+    with pytest.raises(ValueError, match=r"mean=\(0.1, 0.2\) and .* images of 3 channels, expected one number each"):
+        Pixels((0.1, 0.2)).fit(data)
 
 
 def test_policies_that_see_learn_and_travel(windows, tmp_path):
@@ -302,3 +315,52 @@ def test_the_mirror_of_push_t_keeps_the_goal_and_moves_points_with_the_picture()
     lit = np.argwhere(both.features["image"][2:].any(-1))
     np.testing.assert_allclose((lit[:, :0:-1] + 0.5) * 512 / 96, both.features["agent"][2:], atol=6)
     np.testing.assert_array_equal(both.features["action"][2:], 512 - (points + 1)[:, ::-1])
+    elsewhere = dataclasses.replace(recipe, padded=15).windows(both, "meta")[torch.arange(2, device="meta")]
+    assert {elsewhere.actions.device.type, elsewhere.observation["image"].device.type} == {"meta"}
+
+
+def test_a_warm_start_of_a_policy_fresh_from_training_is_not_random(windows):
+    policy = fitted(windows)
+    torch.nn.init.normal_(policy.diffusion.network.exit[1].weight)
+    seen = {name: values[:, -1].numpy() for name, values in windows[torch.arange(2)].observation.items()}
+    runs = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        warm = WarmStart(policy.train(), 2, evaluations=2)
+        runs.append([warm.act(seen) for _ in range(3)][-1])  # of the second plan
+    np.testing.assert_array_equal(*runs)
+
+
+def test_bfloat16_rounds_neither_colours_nor_targets(windows):
+    policy, batch = fitted(windows).train(), windows[torch.arange(9)]
+    seen = []
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            seen.append(policy.tokens(batch.observation, torch.Generator().manual_seed(0)))
+    assert seen[1].dtype == torch.float32
+    assert torch.equal(*seen)
+
+
+def test_the_draws_of_a_window_spread_over_the_scale_of_noise(windows, monkeypatch):
+    """Of four, one falls into every quarter of the stratified times."""
+    policy, batch, given = fitted(windows, dataclasses.replace(SPEC, draws=4)), windows[torch.arange(9)], []
+    original = policy.diffusion.loss
+    monkeypatch.setattr(policy.diffusion, "loss", lambda *args: given.append(args[0]) or original(*args))
+    policy.loss(batch, torch.Generator().manual_seed(0))
+    order = SPEC.density.times(36, torch.Generator().manual_seed(0))
+    for plan in policy.encoded(batch):
+        times = order[(given[0] == plan).all((1, 2))]
+        assert (4 * times).long().sort().values.tolist() == [0, 1, 2, 3]
+
+
+def test_statistics_of_pixels_take_few_of_them_from_everywhere(windows, monkeypatch):
+    spec, rows, original = dataclasses.replace(SPEC, scalings={"wrist": Standard()}), [], Standard.fit
+    monkeypatch.setattr("poise.policies.policy._PIXELS", 1000)
+    monkeypatch.setattr(Standard, "fit", lambda self, data: rows.append(data) or original(self, data))
+    policy = fitted(windows, spec)
+    assert [tuple(data.shape) for data in rows] == [(1000, 3)]
+    pixels = windows.observations["wrist"].flatten(0, 2).double()
+    assert torch.equal(rows[0][[0, -1]], pixels[[0, -1]])
+    normal = policy.observation_normalisers["wrist"](pixels.float())
+    assert normal.mean(0).abs().max() < 5 / 1000**0.5
+    assert (normal.std(0) - 1).abs().max() < 5 / 2000**0.5

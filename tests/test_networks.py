@@ -118,6 +118,7 @@ class _FaultyNetwork(Network):
         self.first, self.second = nn.Linear(1 + plan + tokens[0] * tokens[1], 64), nn.Linear(64, plan)
         self.idle = nn.Parameter(torch.ones(1)) if fault == "idle" else None
         self.hidden = torch.rand(1).item() if fault == "hidden" else 0.0
+        self.bound = lambda h: self.second(h)
 
     def prepare(self, tokens):
         if self.fault == "token":
@@ -132,8 +133,11 @@ class _FaultyNetwork(Network):
         h = h - h.mean(0) if self.fault == "batch" else h
         if self.fault == "state":
             prepared[0] = 1.1 * prepared[0]
-        y = self.second(h).reshape(x.shape) + self.hidden
+        second = self.bound if self.fault == "copy" else self.second
+        y = second(h).reshape(x.shape) + self.hidden
         y = 1.001 * y if self.fault == "precision" and x.dtype == torch.float32 else y
+        y = y + torch.zeros(x.shape[-1]) if self.fault == "device" else y
+        y = y.view(len(x), -1, *x.shape[1:])[:, 0] if self.fault == "empty" else y
         return y[:, 1:] if self.fault == "shape" and len(x) == 2 else y
 
 
@@ -149,6 +153,9 @@ class _FaultyNetwork(Network):
         ("hidden", "the state dict is not all"),
         ("precision", "float32 strays from float64"),
         ("shape", r"output \(2, 15, 3\) for \(2, 16, 3\)"),
+        ("device", "fails for another device"),
+        ("empty", "fails for an empty batch"),
+        ("copy", "a deep copy changes with its original"),
     ],
 )
 def test_the_conformance_test_finds_faults(fault, message):
@@ -251,6 +258,23 @@ def test_the_memory_of_the_observation_is_computed_once_a_plan():
     assert encoded == [TOKENS[0], 1, 1, 1]
 
 
+class _Whole(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, x, log_snr, tokens):
+        return output(self.network, x, log_snr, tokens)
+
+
+@pytest.mark.parametrize("spec", SMALL.values(), ids=SMALL)
+def test_networks_export_for_any_batch(spec):
+    network = _Whole(built(spec))
+    batch = {0: torch.export.Dim("batch", min=9, max=512)}  # from 9 on the U-Net convolves
+    program = torch.export.export(network, tuple(inputs(12)), dynamic_shapes=(batch, batch, batch))
+    near(program.module()(*inputs(20)), network(*inputs(20)))
+
+
 def test_dropout_hides_in_training_only():
     spec = Transformer(16, 2, dropout=0.5)
     network, given = built(spec), inputs()
@@ -342,6 +366,9 @@ def test_published_sizes(spec, millions):
         (lambda: Joined((FiLM(), FiLM())), r"doors \['modulation', 'modulation'\], expected .* each once"),
         (lambda: UNet1D((20, 32)), r"UNet1D got channels=\(20, 32\), groups=8 .*: change the channels"),
         (lambda: UNet1D(kernel=4), "UNet1D got .* kernel=4, expected .* an odd kernel"),
+        (lambda: UNet1D(kernel=-1), "UNet1D got .* kernel=-1, expected positive"),
+        (lambda: UNet1D(groups=0), "UNet1D got .* groups=0 .* expected positive"),
+        (lambda: UNet1D(()), r"UNet1D got channels=\(\)"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(make, message):

@@ -282,6 +282,7 @@ def test_a_failed_save_keeps_the_old_checkpoint(policy, tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         save_checkpoint(tmp_path, policy)
     assert file.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_specs_are_plain_data_and_back():
@@ -301,6 +302,8 @@ def test_bad_observations_are_explained(policy):
         policy.plan({"arm.pose": torch.zeros(1, 2, 4), "grip": torch.zeros(1, 2, 1)})
     with pytest.raises(ValueError, match="NaN or infinity in feature 'grip'"):
         policy.plan({"arm.pose": torch.zeros(1, 2, 3), "grip": torch.full((1, 2, 1), torch.nan)})
+    with pytest.raises(ValueError, match=r"batches of \{'arm.pose': 1, 'grip': 2\} rows, expected one number"):
+        policy.plan({"arm.pose": torch.zeros(1, 2, 3), "grip": torch.zeros(2, 2, 1)})
     control = RecedingHorizon(policy)
     with pytest.raises(ValueError, match=r"'grip' of shape \(3,\), expected \(1, 1\): one current observation"):
         control.act({"arm.pose": np.zeros((1, 3)), "grip": np.zeros(3)})
@@ -311,6 +314,11 @@ def test_bad_specs_are_explained(episodes):
         dataclasses.replace(SPEC, execute=9)
     with pytest.raises(ValueError, match="history=0"):
         dataclasses.replace(SPEC, history=0)
+    with pytest.raises(ValueError, match=r"expected sizes of at least 1: the shape of a single number is \(1,\)"):
+        dataclasses.replace(SPEC, observations={"grip": ()})
+    for wrong in ({"bound": -1.0}, {"bound": 0.0}, {"temperature": -0.1}):
+        with pytest.raises(ValueError, match="expected a bound above 0 or None, and a temperature of at least 0"):
+            dataclasses.replace(SPEC, **wrong)
     with pytest.raises(ValueError, match="3 resolutions got horizon=6, expected a multiple of 4"):
         DiffusionPolicy(dataclasses.replace(SPEC, network=UNet1D(), horizon=6))
     wrong = dataclasses.replace(SPEC, observations={"arm.pose": (3,), "grip": (2,)})

@@ -133,3 +133,15 @@ def test_wrong_shapes_are_explained(first, second):
     wrong = (2, 5, *WORDS[first][1:])
     with pytest.raises(ValueError, match=rf"as {first} of shape \(\.\.\., {wanted}\), got \({str(wrong)[1:-1]}\)"):
         convert(first, second)(torch.zeros(wrong))
+
+
+def test_the_series_are_exact_up_to_where_they_end():
+    """Just below the angle at which the closed form takes over, against the arcsine and the sine of this machine."""
+    half = math.sqrt(0.999e-3)
+    quaternion = torch.tensor([half, 0, 0, math.sqrt(1 - half**2)], dtype=torch.float64)
+    got = rotations.quaternion_to_axis_angle(quaternion)[0].item()
+    assert got == pytest.approx(2 * math.asin(half), rel=1e-15, abs=0)
+    axis_angle = torch.tensor([half, 0, 0], dtype=torch.float64)
+    assert rotations.axis_angle_to_quaternion(axis_angle)[0].item() == pytest.approx(
+        math.sin(half / 2), rel=1e-15, abs=0
+    )

@@ -179,7 +179,7 @@ _paths = {}
 @pytest.mark.parametrize("sampler", STRONG, ids=str)
 def test_strong_orders_on_brownian_paths(sampler, monkeypatch):
     """1, for the noise is additive; all of them on the same paths, which are drawn once."""
-    monkeypatch.setattr("poise.testing.brownian", lambda seeds: _paths.setdefault(seeds, brownian(seeds)))
+    monkeypatch.setattr("poise.testing.samplers.brownian", lambda seeds: _paths.setdefault(seeds, brownian(seeds)))
     assert strong_order(sampler, COSINE, 64, 256) == pytest.approx(1, abs=0.2)
 
 

@@ -65,11 +65,11 @@ class Recipe:
         order = np.random.default_rng(_ORDER).permutation(len(training))
         return self.enlarge(training.select(np.sort(order[:count]))), validation
 
-    def windows(self, episodes: Episodes) -> Windows:
-        """The windows that the policy learns from."""
+    def windows(self, episodes: Episodes, device: str = "cpu") -> Windows:
+        """The windows that the policy learns from, on the device that it is trained on."""
         spec = self.policy
         padded = spec.horizon - 1 if self.padded is None else self.padded
-        return Windows(episodes, tuple(spec.observations), spec.history, spec.horizon, padded)
+        return Windows(episodes, tuple(spec.observations), spec.history, spec.horizon, padded, device=device)
 
 
 def load_recipe(path: str | Path) -> Recipe:

@@ -110,7 +110,7 @@ def axis_angle_to_quaternion(axis_angle: Tensor) -> Tensor:
     small = square < _SMALL
     # The root of zero has no derivative: where the series counts, the other branch gets a harmless one.
     angle = torch.where(small, torch.ones_like(square), square).sqrt()
-    sine = torch.where(small, 1 / 2 - square / 48 + square**2 / 3840, (angle / 2).sin() / angle)
+    sine = torch.where(small, 1 / 2 - square / 48 + square**2 / 3840 - square**3 / 645120, (angle / 2).sin() / angle)
     cosine = torch.where(small, 1 - square / 8 + square**2 / 384 - square**3 / 46080, (angle / 2).cos())
     return _canonical(torch.cat([sine * axis_angle, cosine], -1))
 
@@ -130,7 +130,7 @@ def quaternion_to_axis_angle(quaternion: Tensor) -> Tensor:
     square = vector.square().sum(-1, keepdim=True)
     small = square < _SMALL
     sine = torch.where(small, torch.ones_like(square), square).sqrt()
-    series = 2 * (1 + square / 6 + 3 * square**2 / 40 + 5 * square**3 / 112)
+    series = 2 * (1 + square / 6 + 3 * square**2 / 40 + 5 * square**3 / 112 + 35 * square**4 / 1152)
     return vector * torch.where(small, series, 2 * torch.atan2(sine, scalar) / sine)
 
 

@@ -13,8 +13,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from poise.cli.evaluate import task_of, write_json
-from poise.cli.train import machine
+from poise.cli.evaluate import Hardware, task_of, write_json
+from poise.cli.train import machine, processor
 from poise.evaluation import Interval, Task, rollout
 from poise.evaluation.advice import Advice, Constraints, advise
 from poise.evaluation.compare import Cell, Row, compare, spendable, warm_start
@@ -122,10 +122,10 @@ def compare_samplers(
     tried: Annotated[Tried, tyro.conf.arg(name="")] = Tried(),  # noqa: B008 (frozen)
     constraints: Annotated[Constraints, tyro.conf.arg(name="")] = Constraints(),  # noqa: B008 (frozen)
     files: Annotated[Files, tyro.conf.arg(name="")] = Files(),  # noqa: B008 (frozen)
+    hardware: Annotated[Hardware, tyro.conf.arg(name="")] = Hardware(),  # noqa: B008 (frozen)
     recipe: Path | None = None,
     environment: str | None = None,
     data: Path | None = None,
-    threads: int | None = None,
 ) -> None:
     """Find out how to sample a policy: ODE or SDE, which solver, how many evaluations. Ends in a recommendation.
 
@@ -138,31 +138,30 @@ def compare_samplers(
         tried: What is tried.
         constraints: What the robot asks for.
         files: What is written.
+        hardware: What runs the policy.
         recipe: Recipe file whose task, adapters and reader are used; it is run as a program.
         environment: Gymnasium id to try instead, as `id` or `module:id`.
         data: Demonstrations, which the recipe reads: for the distance of plans to them, and their likelihood.
-        threads: CPU threads; by default PyTorch's choice.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    begin, policy, task = time.perf_counter(), _diffusion(checkpoint), task_of(recipe, environment)
+    begin, policy, task = time.perf_counter(), hardware.take(_diffusion(checkpoint)), task_of(recipe, environment)
     cells, notes = spendable(tried.cells())
     print("\n".join(notes), end="\n" if notes else "")
-    settings = _settings(checkpoint, tried, recipe, environment, data)
-    probe = _probe(policy, task, tried, recipe, data)
-    results: dict[str, Any] = {"settings": settings, "facts": _facts(policy, probe), "machine": machine()}
-    known = _known(files.json, settings)
+    sources = {"recipe": recipe, "environment": environment, "data": data}
+    results, known = _known(files.json, _settings(checkpoint, tried, sources, hardware))
     missing = [cell for cell in cells if cell.label not in known]
-    for row in _shown(compare(policy, task, missing, tried.seeds, probe), len(missing)):
-        known[row.label] = row
-        _keep(files.json, results, known)
+    if missing:
+        probe = _probe(policy, task, tried, recipe, data).to(hardware.device)
+        results |= {"facts": _facts(policy, probe), "machine": machine()}
+        for row in _shown(compare(policy, task, missing, tried.seeds, probe), len(missing)):
+            known[row.label] = row
+            _keep(files.json, results, known)
     rows = [known[cell.label] for cell in cells]
     advice, effect = advise(rows, constraints), noise_effect(rows, TWINS)
     print(f"\n{advice.text}")
     results |= {**_outcome(advice, effect, constraints), "notes": notes, "seconds": time.perf_counter() - begin}
     _keep(files.json, results, known)
     if files.html:
-        footer = "\n\n".join([*notes, f"{tried.episodes} episodes from seed {tried.seed}. {machine()}."])
+        footer = "\n\n".join([*notes, f"{tried.episodes} episodes from seed {tried.seed}. {results['machine']}."])
         write_comparison(
             files.html, f"How to sample {checkpoint.stem}", rows, advice, effect, results["facts"], constraints, footer
         )
@@ -210,26 +209,31 @@ def _facts(policy: DiffusionPolicy, probe: Probe) -> dict[str, Any]:
 
 
 def _settings(
-    checkpoint: Path, tried: Tried, recipe: Path | None, environment: str | None, data: Path | None
+    checkpoint: Path, tried: Tried, sources: Mapping[str, Path | str | None], hardware: Hardware
 ) -> dict[str, Any]:
     """What results depend on, beside the ways of sampling, which have names."""
-    file = checkpoint / "policy.safetensors" if checkpoint.is_dir() else checkpoint
-    kept = {name: str(value) for name, value in (("recipe", recipe), ("environment", environment), ("data", data))}
-    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    recipe = sources["recipe"]
+    weights = checkpoint / "policy.safetensors" if checkpoint.is_dir() else checkpoint
+    digests = {"checkpoint": _digest(weights), "program": _digest(Path(recipe)) if recipe else None}
+    kept = {name: str(value) for name, value in sources.items()}
     numbers = {"episodes": tried.episodes, "seed": tried.seed, "begin": tried.begin}
-    return {"checkpoint": digest, **kept, **numbers, "threads": torch.get_num_threads()}
+    clock = {"processor": processor(), "device": hardware.device, "threads": torch.get_num_threads()}
+    return {**digests, **kept, **numbers, **clock, "figures": [field.name for field in dataclasses.fields(Row)]}
 
 
-def _known(file: Path | None, settings: dict[str, Any]) -> dict[str, Row]:
-    """Rows that a file holds of the same settings."""
+def _digest(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _known(file: Path | None, settings: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Row]]:
+    """What a file holds of the same settings: all of it, and its rows by label."""
     if file is None or not file.exists():
-        return {}
+        return {"settings": settings}, {}
     held = json.loads(file.read_text())
     if held.get("settings") != settings:
         print(f"{file} holds a comparison under other settings, which is written over")
-        return {}
-    rows = [Row.of(plain) for plain in held["rows"]]
-    return {row.label: row for row in rows}
+        return {"settings": settings}, {}
+    return held, {row.label: row for row in map(Row.of, held["rows"])}
 
 
 def _outcome(advice: Advice, effect: dict[int, Interval], constraints: Constraints) -> dict[str, Any]:

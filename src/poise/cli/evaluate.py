@@ -1,6 +1,7 @@
 """`poise evaluate CHECKPOINT`: closed-loop episodes of a policy, with intervals."""
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from poise.recipe import load_recipe
 from poise.sampling import Grid, Sampler
 
 T = TypeVar("T")
+AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
 
 SAMPLERS: dict[str, Sampler] = {name: kind() for name, kind in concrete(Sampler).items()}
 """Samplers by the names of the command line."""
@@ -81,6 +83,25 @@ class Output:
     video: Path | None = None
 
 
+@dataclass(frozen=True)
+class Hardware:
+    """What runs the policy.
+
+    Attributes:
+        device: Where the policy runs, such as cpu or cuda; what is timed is timed there.
+        threads: CPU threads; by default PyTorch's choice.
+    """
+
+    device: str = "cpu"
+    threads: int | None = None
+
+    def take(self, policy: AnyPolicy) -> AnyPolicy:
+        """Set the threads, and bring the policy to the device."""
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        return policy.to(self.device)
+
+
 def _named(kind: str, name: str | None, known: Mapping[str, T]) -> T | None:
     if name is not None and name not in known:
         raise ValueError(f"got the {kind} {name!r}, expected one of {sorted(known)}")
@@ -91,11 +112,11 @@ def evaluate(
     checkpoint: Annotated[Path, tyro.conf.Positional],
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),  # noqa: B008 (frozen)
     output: Annotated[Output, tyro.conf.arg(name="")] = Output(),  # noqa: B008 (frozen)
+    hardware: Annotated[Hardware, tyro.conf.arg(name="")] = Hardware(),  # noqa: B008 (frozen)
     recipe: Path | None = None,
     environment: str | None = None,
     episodes: int = 100,
     seed: int = 100_000,
-    threads: int | None = None,
 ) -> None:
     """Try a policy in closed loop on consecutive seeds and print success, reward and latency with their intervals.
 
@@ -103,16 +124,15 @@ def evaluate(
         checkpoint: A file or directory of `poise train`.
         sampling: How plans are sampled.
         output: What is written.
+        hardware: What runs the policy.
         recipe: Recipe file whose task and adapters are used; it is run as a program.
         environment: Gymnasium id to try instead, as `id` or `module:id`; needs no recipe where the names of its
             observations are those of the policy.
         episodes: Number of episodes.
         seed: Seed of the first one; seeds from 100000 on are for evaluation and never for training.
-        threads: CPU threads; by default PyTorch's choice.
     """
-    if threads:
-        torch.set_num_threads(threads)
-    policy, task = sampling.of(load_checkpoint(checkpoint).policy), task_of(recipe, environment)
+    policy = sampling.of(hardware.take(load_checkpoint(checkpoint).policy))
+    task = task_of(recipe, environment)
     begin = time.perf_counter()
     seeds = range(seed, seed + episodes)
     ran = list(tqdm(rollout(policy, task, seeds), total=episodes, desc="episodes"))
@@ -178,9 +198,11 @@ def described(figures: dict[str, Any]) -> str:
 
 
 def write_json(path: Path, results: dict[str, Any]) -> None:
-    """Write results, making the directory."""
+    """Write results, making the directory; the file is complete or as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=2) + "\n")
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    aside.write_text(json.dumps(results, indent=2) + "\n")
+    aside.replace(path)
 
 
-__all__ = ["GRIDS", "SAMPLERS", "Output", "Sampling", "described", "evaluate", "task_of", "write_json"]
+__all__ = ["GRIDS", "SAMPLERS", "Hardware", "Output", "Sampling", "described", "evaluate", "task_of", "write_json"]

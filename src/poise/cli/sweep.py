@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from poise.cli.evaluate import Output, evaluate, write_json
+from poise.cli.evaluate import Hardware, Output, evaluate, write_json
 from poise.cli.fields import fields, nearest
 from poise.cli.train import machine, parse_run, train_recipe
 from poise.evaluation import wilson
@@ -36,6 +36,8 @@ SEED = "training.seed"
 """The field over which results are pooled."""
 
 _METHOD = "method"
+_CLEAN = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+_CLEAN.set_forkserver_preload([__name__])  # so that every run begins with its imports done
 
 
 @dataclass(frozen=True)
@@ -177,59 +179,62 @@ def _run_all(cells: Sequence[Cell], jobs: int, total: int) -> dict[str, str]:
     """Run what is left; the last line of error of every run that failed, by its name."""
     failures: dict[str, str] = {}
     with (
-        ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), _deaf) as pool,
+        ThreadPoolExecutor(jobs) as pool,
         tqdm(total=total, initial=total - len(cells), desc="runs", unit="run") as bar,
     ):
         try:
-            futures: dict[Future[str | None], Cell] = {pool.submit(_run, cell): cell for cell in cells}
+            futures = {pool.submit(_apart, cell): cell for cell in cells}
             for future in as_completed(futures):
-                line = _outcome(future)
+                line = future.result()
                 if line is not None:
                     failures[futures[future].name] = line
                 bar.update()
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop the tidying up
+            pool.shutdown(wait=False, cancel_futures=True)
             for child in multiprocessing.active_children():
                 child.terminate()
-            pool.shutdown(cancel_futures=True)
             print("interrupted: the same command goes on from here", file=sys.stderr)
             raise SystemExit(130) from None
     return failures
 
 
-def _deaf() -> None:
-    """Leave Ctrl-C to the parent, which ends this process; a training would take it as the wish to stop early."""
+def _apart(cell: Cell) -> str | None:
+    """Run in a process of its own, whose death leaves the others alone; None, or the last line of the error."""
+    process = _CLEAN.Process(target=_run, args=(cell,))
+    process.start()
+    process.join()
+    if not process.exitcode:
+        return None
+    if process.exitcode < 0:
+        return f"the process was killed by signal {-process.exitcode}, such as for want of memory"
+    file = cell.folder / "log.txt"
+    lines = file.read_text().strip().splitlines() if file.exists() else []
+    return lines[-1] if lines else f"the process ended with status {process.exitcode}"
+
+
+def _run(cell: Cell) -> None:
+    """Train and evaluate in this process, with what is printed in a log."""
+    # Ctrl-C is left to the parent, which ends this process; a training would take it as the wish to stop early.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _outcome(future: Future[str | None]) -> str | None:
-    error = future.exception()
-    return future.result() if error is None else f"the process died: {error}"
-
-
-def _run(cell: Cell) -> str | None:
-    """Train and evaluate in this process, with what is printed in a log; None, or the last line of the error."""
     cell.folder.mkdir(parents=True, exist_ok=True)
     file = cell.folder / "evaluation.json"
     with (cell.folder / "log.txt").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
             train_recipe(list(cell.train))
-            output = Output(json=file)
             evaluate(
                 cell.folder,
-                output=output,
+                output=Output(json=file),
+                hardware=Hardware(threads=1),
                 recipe=Path(cell.train[0]),
                 episodes=cell.episodes,
                 seed=cell.seed,
-                threads=1,
             )
-        except Exception:  # whatever a recipe or an environment raises, the other runs go on
-            text = traceback.format_exc()
-            log.write(text)
-            return text.strip().splitlines()[-1]
+        except Exception:  # whatever a recipe or an environment raises, it belongs into the log
+            log.write(traceback.format_exc())
+            sys.exit(1)
     (figures,) = json.loads(file.read_text())["policies"].values()
     write_json(cell.folder / "run.json", {"made from": cell.identity, "setting": cell.setting, "figures": figures})
-    return None
 
 
 def pooled(runs: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from poise.cli.fields import choose_classes
 from poise.data import Windows
+from poise.nn import load_backbone
 from poise.plain import concrete
 from poise.policies import DiffusionPolicy, NearestNeighbour, Policy, PolicySpec, save_checkpoint
 from poise.recipe import Recipe, load_recipe
@@ -39,6 +40,7 @@ class Run:
         data: Demonstrations, in the format that the recipe reads.
         out: Where the checkpoint and the metrics are written.
         method: Class of the policy: DiffusionPolicy, or a baseline.
+        weights: Safetensors of published weights that the backbones of the encoder begin with; see `load_backbone`.
         device: Where to train, such as cpu or cuda.
         threads: CPU threads; None leaves PyTorch's choice.
     """
@@ -47,6 +49,7 @@ class Run:
     out: Path
     data: Path | None = None
     method: str = DiffusionPolicy.__name__
+    weights: Path | None = None
     device: str = "cpu"
     threads: int | None = None
 
@@ -64,12 +67,13 @@ def train_recipe(arguments: list[str]) -> None:
     if run.threads:
         torch.set_num_threads(run.threads)
     parts = run.recipe.demonstrations(run.data)
-    training, validation = (run.recipe.windows(part) for part in parts)
+    training, validation = (run.recipe.windows(part, run.device) for part in parts)
     print(
         f"{len(parts[0])} + {len(parts[1])} episodes, {len(training)} training and {len(validation)} validation windows"
     )
     notes = {"recipe": str(path), "data": str(run.data), "machine": machine(), "training": run.recipe.training}
-    file = fit(kinds[run.method], run.recipe.policy, run.recipe.training, (training, validation), run.out, notes)
+    kind, spec, windows = kinds[run.method], run.recipe.policy, (training, validation)
+    file = fit(kind, spec, run.recipe.training, windows, run.out, notes, run.weights)
     print(f"wrote {file}\nnext: poise evaluate {run.out} --recipe {path}")
 
 
@@ -92,6 +96,7 @@ def fit(
     windows: tuple[Windows, Windows | None],
     out: Path,
     notes: dict,
+    weights: Path | None = None,
 ) -> Path:
     """Train with a progress bar and metrics in `metrics.jsonl`; Ctrl-C stops early and keeps what was learned.
 
@@ -99,8 +104,10 @@ def fit(
         The checkpoint of the averaged policy.
     """
     torch.manual_seed(training.seed)
-    policy = kind(spec)
+    policy = kind(spec).to(windows[0].actions.device)
     policy.fit(windows[0])
+    if weights:
+        load_backbone(policy, weights)
     out.mkdir(parents=True, exist_ok=True)
     if isinstance(policy, NearestNeighbour):
         policy.remember(windows[0])
@@ -141,16 +148,17 @@ _BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
 def machine() -> str:
     """What figures depend on, in words."""
     return (
-        f"{_processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
+        f"{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
         f"torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
     )
 
 
-def _processor() -> str:
+def processor() -> str:
+    """Number and name of the cores."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
     return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
 
 
-__all__ = ["Run", "fit", "machine", "parse_run", "train_recipe"]
+__all__ = ["Run", "fit", "machine", "parse_run", "processor", "train_recipe"]

@@ -74,7 +74,17 @@ class Episodes:
         return len(self.ends)
 
     def __add__(self, other: "Episodes") -> "Episodes":
-        """These episodes and then the other ones, which have the same features."""
+        """These episodes and then the other ones, which have the same features.
+
+        Raises:
+            ValueError: Features that only one side has, or of different shapes.
+        """
+        one, two = ({name: array.shape[1:] for name, array in part.features.items()} for part in (self, other))
+        if one != two:
+            raise ValueError(
+                f"Episodes with the features {one} got others with {two} to add, expected the same names and shapes: "
+                "drop or rename what only one side has"
+            )
         rows = {name: np.concatenate([array, other.features[name]]) for name, array in self.features.items()}
         return Episodes(rows, np.concatenate([self.ends, self.steps + other.ends]))
 

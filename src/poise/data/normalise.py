@@ -43,7 +43,7 @@ class Standard(Scaling):
 
     def fit(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """From the mean and the standard deviation of every dimension."""
-        deviation, mean = torch.std_mean(data, 0)
+        deviation, mean = torch.std_mean(data, 0, correction=min(1, len(data) - 1))  # a single row is constant
         deviation = torch.where(deviation < _NEARLY_CONSTANT, torch.ones_like(deviation), deviation)
         return 1 / deviation, -mean / deviation
 
@@ -86,7 +86,16 @@ class Pixels(Scaling):
     deviation: tuple[float, ...] = (0.5,)
 
     def fit(self, data: Tensor) -> tuple[Tensor, Tensor]:
-        """The constants, whatever the data."""
+        """The constants, whatever the data.
+
+        Raises:
+            ValueError: Neither one constant nor one a channel.
+        """
+        if not {len(self.mean), len(self.deviation)} <= {1, data.shape[1]}:
+            raise ValueError(
+                f"Pixels got mean={self.mean} and deviation={self.deviation} for images of {data.shape[1]} channels, "
+                "expected one number each, or one a channel"
+            )
         mean, deviation = (data.new_tensor(v).expand(data.shape[1]) for v in (self.mean, self.deviation))
         return 1 / (255 * deviation), -mean / deviation
 

@@ -48,7 +48,7 @@ class Windows:
         device: Where the data live and batches are made.
 
     Raises:
-        ValueError: A missing feature, images that are not of 8 bits, or no episode long enough.
+        ValueError: A missing feature, one of single numbers, images that are not of 8 bits, or no episode long enough.
     """
 
     def __init__(
@@ -66,6 +66,12 @@ class Windows:
             raise ValueError(
                 f"Windows got episodes with features {sorted(episodes.features)}, expected also {missing}: "
                 "name the features that exist, or add the missing ones"
+            )
+        single = [name for name in (*observations, action) if episodes.features[name].ndim < 2]
+        if single:
+            raise ValueError(
+                f"Windows got the features {single} of shape (steps,), expected at least (steps, 1): make them so by "
+                "array[:, None]"
             )
         if not 0 <= padded < horizon:
             raise ValueError(f"Windows got padded={padded}, expected a number from 0 to horizon - 1 = {horizon - 1}")

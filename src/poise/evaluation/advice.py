@@ -9,17 +9,22 @@ from typing import NamedTuple
 import numpy as np
 
 from poise.evaluation.compare import Row
-from poise.evaluation.paired import paired_test
+from poise.evaluation.paired import paired_test, rate_difference
 from poise.evaluation.statistics import Interval, paired_difference
 
 LEVEL = 0.05
 """P-value below which two ways of sampling are told apart."""
 
+SLIGHT, LAG = 0.01, 0.05
+"""Shares, of episodes and of the mean reward, that a cheaper way may do worse: even if sure, and unless proven more."""
+
+_FEW = 30  # episodes, from which nothing is sure
 _NATS = 0.05  # of mode entropy, within which the spread of plans decides
 _NEAR = 1.1  # times the least distance to the demonstrations, beyond which spread is not theirs
 _STEADY = 2  # between the times of as many evaluations
 _UNSEEN = 3  # what n episodes without it leave possible is 3 / n (the rule of three)
 _POINTS = 2  # percentage points that a further run should tell apart
+_TOLD = (1.96 + 0.84) ** 2  # variances over squared difference, of a test at 0.05 that finds it four times of five
 
 
 @dataclass(frozen=True)
@@ -27,7 +32,7 @@ class Constraints:
     """What a robot asks of a sampler.
 
     Attributes:
-        rate_hz: Least control rate that plans keep up with, `execute` actions in the 95 % quantile of a plan's time.
+        rate_hz: Least control rate in Hz at which the next plan, in 95 % of cases, is there before the last one ends.
         max_latency_ms: Largest 95 % quantile of a plan's time.
         deterministic: No noise after the start, so that observation and start decide the plan, to the bit.
         diverse: Of those as good as the best, the most diverse instead of the cheapest.
@@ -77,18 +82,35 @@ class _Gap(NamedTuple):
     success_p: float
     reward: Interval
     reward_p: float
+    scale: float  # of rewards: the size of the best one's mean
 
     @property
-    def worse(self) -> bool:
-        """Whether it is told apart, to the worse."""
+    def told(self) -> bool:
+        """Whether it is told apart, to the worse, by however little."""
         success = self.success.value < 0 and self.success_p < LEVEL
         return success or (self.reward.value < 0 and self.reward_p < LEVEL)
 
+    @property
+    def fewer(self) -> bool:
+        """Whether it succeeds less often, for sure and by more than a little."""
+        return self.success.value < -SLIGHT and self.success_p < LEVEL
+
+    @property
+    def worse(self) -> bool:
+        """Whether it is told apart, to the worse by more than a little."""
+        return self.fewer or (self.reward.value < -SLIGHT * self.scale and self.reward_p < LEVEL)
+
+    @property
+    def behind(self) -> bool:
+        """Whether it did so much worse that not being told apart is no excuse: few episodes tell nothing apart."""
+        return self.success.value < -LAG or self.reward.value < -LAG * self.scale
+
 
 def advise(rows: Sequence[Row], constraints: Constraints = Constraints()) -> Advice:  # noqa: B008 (frozen)
-    """Choose a row: of those that meet the constraints and cannot be told apart from the best, the cheapest.
+    """Choose a row: of those that meet the constraints and are as good as the best, the cheapest.
 
-    A row is as good as the best unless the paired test on success or on reward tells it apart at `LEVEL`. Cheaper is
+    A row is as good as the best unless the paired test on success or on reward tells it apart at `LEVEL`, by more than
+    `SLIGHT`, or it is behind by more than `LAG`, for few episodes tell nothing apart. Cheaper is
     fewer network evaluations; at as many, higher success, then reward, then the earlier row. Who asks for diversity
     gets the one of the largest mode entropy instead, where the environment tells modes, and of the largest spread of
     plans; where there are demonstrations, only among those about as near to them as any, for errors of a solver spread
@@ -110,7 +132,7 @@ def advise(rows: Sequence[Row], constraints: Constraints = Constraints()) -> Adv
         return Advice(_nothing(rows, broken), None, rejected)
     best = _best(feasible)
     gaps = {row.label: _gap(row, best) for row in feasible}
-    ties = [row for row in feasible if not gaps[row.label].worse]
+    ties = [row for row in feasible if not (gaps[row.label].worse or gaps[row.label].behind)]
     chosen = _most_diverse(ties) if constraints.diverse else min(ties, key=_cost)
     for row in feasible:
         if row is not chosen:
@@ -144,10 +166,11 @@ def _most_diverse(rows: Sequence[Row]) -> Row:
 
 def _gap(row: Row, best: Row) -> _Gap:
     return _Gap(
-        paired_difference(row.won, best.won),
+        rate_difference(row.won, best.won),
         paired_test(row.won, best.won),
         paired_difference(row.rewards, best.rewards),
         paired_test(row.rewards, best.rewards),
+        abs(float(np.mean(best.rewards))),
     )
 
 
@@ -155,10 +178,10 @@ def _violations(row: Row, constraints: Constraints) -> list[_Violation]:
     found, p95 = [], f"95 % of plans within {row.plan_ms_p95:.1f} ms"
     if constraints.rate_hz is not None and row.rate_hz < constraints.rate_hz:
         text = (
-            f"keeps up with {row.rate_hz:.1f} Hz, {constraints.rate_hz:g} Hz were asked for ({p95}, "
-            f"{row.execute} actions each)"
+            f"keeps up with {row.rate_hz:.1f} Hz, {constraints.rate_hz:g} Hz were asked for ({p95}, to be there "
+            f"within {row.ahead} control step{'s' if row.ahead > 1 else ''})"
         )
-        found.append(_Violation(text, constraints.rate_hz / row.rate_hz, "more actions run before the next plan"))
+        found.append(_Violation(text, constraints.rate_hz / row.rate_hz, "a longer horizon, of which more is run"))
     if constraints.max_latency_ms is not None and row.plan_ms_p95 > constraints.max_latency_ms:
         text = f"{p95}, {constraints.max_latency_ms:g} ms were asked for"
         found.append(_Violation(text, row.plan_ms_p95 / constraints.max_latency_ms, "a warm start"))
@@ -200,25 +223,30 @@ def _headline(row: Row, constraints: Constraints) -> str:
         "deterministic" if constraints.deterministic else "",
         "diverse" if constraints.diverse else "",
     ]
+    first = (
+        "" if len(row.won) >= _FEW else f" {len(row.won)} episodes are a first impression: repeat it with 100 or more."
+    )
     wish = f" It meets what was asked for: {', '.join(a for a in asked if a)}." if any(asked) else ""
     return (
         f"Use {row.label}: success on {_rate(row.success)} of {len(row.won)} episodes, "
         f"a plan in {row.plan_ms_median:.1f} ms (95 % within {row.plan_ms_p95:.1f} ms). That keeps up with "
         f"{row.rate_hz:.0f} Hz at {row.execute} actions a plan, or {row.replan_hz:.0f} Hz if every step waits for a "
-        f"plan of its own.{wish}"
+        f"plan of its own.{wish}{first}"
     )
 
 
 def _against_best(chosen: Row, best: Row, gap: _Gap, constraints: Constraints) -> str:
     if chosen is best:
         return f"Nothing that {_scope(constraints, 'meets')} succeeded more often."
+    little = f"a difference, but less than {100 * SLIGHT:g} point of success and {SLIGHT:.0%} of the reward"
+    verdict = little if gap.told else "these episodes cannot tell the two apart"
     return (
         f"The highest success was that of {best.label}: {_rate(best.success)}. On the same starts the choice succeeds "
-        f"{_points(gap.success, gap.success_p)} and its mean reward differs by {gap.reward.value:+.3f} "
-        f"({gap.reward.low:+.3f} to {gap.reward.high:+.3f}, p = {_p(gap.reward_p)}): these episodes cannot tell "
-        f"the two apart. It takes {_count(chosen.evaluations)} of the network instead of {best.evaluations:.3g}, and "
+        f"{_points(gap.success, gap.success_p)} and its mean reward differs by {_interval(gap)}: "
+        f"{verdict}. It takes "
+        f"{_count(chosen.evaluations)} of the network instead of {best.evaluations:.3g}, and "
         f"{chosen.plan_ms_median:.1f} ms instead of {best.plan_ms_median:.1f} ms."
-    ).replace("-", "−")
+    )
 
 
 def _left_out(rows: Sequence[Row], chosen: Row, broken: Mapping[str, Sequence[_Violation]]) -> str:
@@ -230,7 +258,7 @@ def _left_out(rows: Sequence[Row], chosen: Row, broken: Mapping[str, Sequence[_V
     if not broken[best.label]:
         return f"{said}, none of which succeeded more often than the best of the rest."
     gap = _gap(chosen, best)
-    verdict = "a price of the constraints" if gap.worse else "no more than these episodes can tell from chance"
+    verdict = "a price of the constraints" if gap.told else "no more than these episodes can tell from chance"
     return (
         f"{said}, among them {best.label}, which succeeded most often ({_rate(best.success)}). Against it the choice "
         f"succeeds {_points(gap.success, gap.success_p)}: {verdict}."
@@ -243,7 +271,7 @@ def _certainty(chosen: Row, feasible: Sequence[Row], ties: Sequence[Row], constr
         return (
             ""
             if len(feasible) == 1
-            else f"Every other way that {_scope(constraints, 'meets')} is told apart, to the worse."
+            else f"Every other way that {_scope(constraints, 'meets')} did worse, told apart or by more than {_lag()}."
         )
     modes = chosen.mode_entropy
     entropy = "" if modes is None else f"mode entropy {modes:.2f} nats, "
@@ -253,16 +281,17 @@ def _certainty(chosen: Row, feasible: Sequence[Row], ties: Sequence[Row], constr
         else "the cheapest is preferred"
     )
     spread = np.mean([np.var(np.subtract(row.won, chosen.won, dtype=float)) for row in ties if row is not chosen])
-    needed = math.ceil(max(float(spread), _UNSEEN / len(chosen.won)) * (196 / _POINTS) ** 2 / 100) * 100
+    needed = math.ceil(max(float(spread), _UNSEEN / len(chosen.won)) * _TOLD * (100 / _POINTS) ** 2 / 100) * 100
     further = (
-        f"Telling {_POINTS} points apart would take about {needed} episodes."
+        f"Telling {_POINTS} points apart would take about {needed} episodes, four times out of five."
         if needed > len(chosen.won)
-        else f"Differences of {_POINTS} points would have shown."
+        else f"A difference of {_POINTS} points would probably have shown."
     )
     return (
-        f"{len(ties)} of the {len(feasible)} ways that {_scope(constraints, 'meet')} cannot be told apart from the "
-        f"best with {len(chosen.won)} episodes (paired tests at {LEVEL:g}, not corrected for their number); "
-        f"of those {by}. "
+        f"{len(ties)} of the {len(feasible)} ways that {_scope(constraints, 'meet')} are as good as the best as far as "
+        f"{len(chosen.won)} episodes tell: not worse in paired tests at {LEVEL:g}, nor behind by more than {_lag()}. "
+        f"The tests are not corrected for their number, which passes over a good one rather than keep a bad one. Of "
+        f"those {by}. "
         f"{further}"
     )
 
@@ -286,12 +315,15 @@ def _count(evaluations: float) -> str:
     return f"{evaluations:.3g} evaluation{'s' if evaluations != 1 else ''}"
 
 
+def _lag() -> str:
+    return f"{100 * LAG:g} points of success or {LAG:.0%} of the mean reward"
+
+
 def _why_not(row: Row, chosen: Row, gap: _Gap, constraints: Constraints) -> str:
-    if gap.worse:
-        reward = f"mean reward {gap.reward.value:+.3f} ({gap.reward.low:+.3f} to {gap.reward.high:+.3f})"
-        by_success = gap.success.value < 0 and gap.success_p < LEVEL
-        worse = f"succeeds {_points(gap.success, gap.success_p)}" if by_success else f"{reward}, p = {_p(gap.reward_p)}"
-        return f"{worse} against the best".replace("-", "−")
+    if gap.worse or gap.behind:
+        fewer = gap.fewer or gap.success.value < -LAG
+        how = f"succeeds {_points(gap.success, gap.success_p)}" if fewer else f"mean reward {_interval(gap)}"
+        return f"{how} against the best" + ("" if gap.worse else ", which so few episodes cannot tell from chance")
     if constraints.diverse and row.spread > chosen.spread:
         return (
             f"as good and of wider plans (spread {row.spread:.2f}), but of fewer modes or further from demonstrations"
@@ -301,6 +333,15 @@ def _why_not(row: Row, chosen: Row, gap: _Gap, constraints: Constraints) -> str:
     if row.evaluations > chosen.evaluations:
         return f"cannot be told apart, and takes {_count(row.evaluations)} instead of {chosen.evaluations:.3g}"
     return "cannot be told apart at the same cost, and did no better"
+
+
+def _signed(value: float) -> str:
+    return f"{value:+.3f}".replace("-", "−")
+
+
+def _interval(gap: _Gap) -> str:
+    value, low, high = (_signed(v) for v in gap.reward)
+    return f"{value} ({low} to {high}), p = {_p(gap.reward_p)}"
 
 
 def _points(difference: Interval, p: float) -> str:
@@ -327,4 +368,4 @@ def _capital(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-__all__ = ["LEVEL", "Advice", "Constraints", "advise"]
+__all__ = ["LAG", "LEVEL", "SLIGHT", "Advice", "Constraints", "advise"]

@@ -92,6 +92,8 @@ class Row:
         plan_ms_median: Milliseconds of a plan for one robot.
         plan_ms_p95: Their 95 % quantile.
         execute: Actions run before the next plan.
+        ahead: Control steps that a plan may take while the last one runs: not more than `execute`, nor so many that
+            fewer than `execute` of its own actions are left for the future. 1 where none may, and the robot waits.
         deterministic: Whether no noise is drawn after the start, so that start and observation decide the plan.
         repeatable: Whether the same seed twice gives the same bits.
         spread: Mean distance of plans for one observation under different noise, in normalised units.
@@ -112,6 +114,7 @@ class Row:
     plan_ms_median: float
     plan_ms_p95: float
     execute: int
+    ahead: int
     deterministic: bool
     repeatable: bool
     spread: float
@@ -138,8 +141,8 @@ class Row:
 
     @property
     def rate_hz(self) -> float:
-        """Control steps a second that plans keep up with when the next is made while one runs: execute / p95."""
-        return 1e3 * self.execute / self.plan_ms_p95
+        """Control steps a second that plans keep up with when the next is made while one runs: ahead / p95."""
+        return 1e3 * self.ahead / self.plan_ms_p95
 
     @property
     def replan_hz(self) -> float:
@@ -219,6 +222,7 @@ def _row(policy: DiffusionPolicy, task: Task, cell: Cell, seeds: Sequence[int], 
         plan_ms_median=float(np.median(ms)),
         plan_ms_p95=float(np.quantile(ms, 0.95)),
         execute=policy.spec.execute,
+        ahead=max(1, min(policy.spec.execute, policy.spec.horizon - policy.spec.execute)),
         deterministic=not draws_noise(chosen, probe),
         repeatable=repeatable(plan, probe),
         spread=spread(chosen, plan, probe),

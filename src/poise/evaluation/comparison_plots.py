@@ -114,7 +114,16 @@ def families_figure(rows: Sequence[Row]) -> Figure:
             x, y, low, high = np.array([[r.evaluations, *r.success] for r in mine]).T
             axes.fill_between(x, low, high, color=colour, alpha=0.07, linewidth=0)
             shade = _mixed(colour, 0.16 * (k % 5))
-            axes.plot(x, y, marker=_MARKERS[k], color=shade, linewidth=_LINE, markersize=6, label=name, **_EDGE)
+            axes.plot(
+                x,
+                y,
+                marker=_MARKERS[k % len(_MARKERS)],
+                color=shade,
+                linewidth=_LINE,
+                markersize=6,
+                label=name,
+                **_EDGE,
+            )
         styled(axes, family)
         axes.set_xscale("log")
         _plain_ticks(axes, _spaced(sorted({row.evaluations for row in rows}), 1.35 if len(families) < 3 else 1.9))
@@ -163,8 +172,8 @@ def noise_figure(effect: Mapping[int, Interval]) -> Figure:
     axes.set_xlabel("evaluations a plan", color=MUTED, fontsize=_TEXT, labelpad=6)
     figure.set_label(
         "Percentage points of success that samplers of the SDE gain (above 0) or lose against their twins without "
-        "noise, averaged over the pairs, on the same starts; bars are 95 % intervals (paired bootstrap), grey where "
-        "they hold zero."
+        "noise, averaged over the pairs, on the same starts; bars are intervals that hold together with 95 %, grey "
+        "where they hold zero."
     )
     return figure
 

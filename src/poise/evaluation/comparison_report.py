@@ -7,9 +7,9 @@ from typing import Any
 from poise.evaluation.advice import Advice, Constraints
 from poise.evaluation.compare import Row
 from poise.evaluation.comparison_plots import diversity_figure, families_figure, noise_figure, pareto_figure
-from poise.evaluation.paired import paired_test
+from poise.evaluation.paired import paired_test, rate_difference
 from poise.evaluation.report import Cell, Section, Table, write_report
-from poise.evaluation.statistics import Interval, paired_difference
+from poise.evaluation.statistics import Interval
 
 
 def write_comparison(
@@ -54,7 +54,7 @@ def write_comparison(
 
 
 def _period(row: Row, constraints: Constraints) -> float | None:
-    return None if constraints.rate_hz is None else 1e3 * row.execute / constraints.rate_hz
+    return None if constraints.rate_hz is None else 1e3 * row.ahead / constraints.rate_hz
 
 
 def _families(rows: Sequence[Row], effect: Mapping[int, Interval]) -> str:
@@ -78,7 +78,7 @@ def _noise(effect: Mapping[int, Interval]) -> str:
         f"it gains success at {_and(gains)}" if gains else "",
         f"it makes no difference that these episodes could tell at {_and(even)}" if even else "",
     ]
-    brackets = " (percentage points, with their intervals)" if costs or gains else ""
+    brackets = " (percentage points, with intervals that hold all together with 95 %)" if costs or gains else ""
     return (
         "Samplers of the SDE draw noise in every step. Against their twins that are alike but for it, on the same "
         f"starts, {', and '.join(s for s in said if s)}{brackets}."
@@ -120,7 +120,7 @@ def _results(rows: Sequence[Row]) -> Table:
     best = max(rows, key=lambda row: (row.success.value, row.reward.value, -row.evaluations))
     table: list[Sequence[Cell]] = []
     for row in sorted(rows, key=lambda row: (-row.success.value, row.evaluations)):
-        gap = paired_difference(row.won, best.won)
+        gap = rate_difference(row.won, best.won)
         low, high = row.success[1:]
         table.append(
             (
@@ -179,17 +179,18 @@ def _and(words: Sequence[str]) -> str:
 
 
 _PAIRED = """Every way of sampling ran the same weights from the same starts with the same seeds of noise. The \
-difference to the best is of the same starts, with its paired bootstrap interval; p is that of a test by random signs, \
-which on successes is McNemar's exact test. With many rows some p below 0.05 come by chance."""
+difference to the best is of the same starts (interval: Agresti and Min 2005); p is that of a test by random signs, on \
+successes McNemar's exact one. With many rows some p below 0.05 come by chance, and the best of many is flattered by \
+it: other seeds tell."""
 _PLANS = """What plans are like, beside whether they succeed."""
 _REJECTED = """Against the recommendation, or against the constraints."""
 _MEANING = """Success is what the environment calls so, with Wilson's 95 % interval; the reward is the mean of the \
 largest of an episode.
 
 A plan's time is that of one call of the controller which makes a new plan for one robot, observation in, action out. \
-Chunked control keeps up with execute / p95 steps a second, when the next plan is made while the last one runs; a \
-robot that waits for a plan at every step manages 1 / p95. Evaluations are calls of the network, counted; where a \
-tolerance decides they are a mean. A warm start spends the evaluations of the checkpoint on its first plan.
+In chunks, the next plan is made while the last one runs, and in 95 % of cases is there before it ends; a robot that \
+waits for a plan at every step manages 1 / p95. Evaluations are calls of the network, counted; where a tolerance \
+decides they are a mean. A warm start spends the evaluations of the checkpoint on its first plan.
 
 Spread is the mean distance between two plans for the same observation under different noise, over whole plans in \
 normalised units. The mode entropy, in nats, is that of the ways in which episodes succeeded, where the environment \

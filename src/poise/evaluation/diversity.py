@@ -6,6 +6,7 @@ All distances are Euclidean, between whole plans in normalised units, as the pol
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -37,6 +38,11 @@ class Probe:
     def __len__(self) -> int:
         return len(next(iter(self.observation.values())))
 
+    def to(self, device: str | torch.device) -> "Probe":
+        """The same observations on another device."""
+        observation = {name: values.to(device) for name, values in self.observation.items()}
+        return Probe(observation, None if self.actions is None else self.actions.to(device))
+
 
 def held_out(windows: Windows, count: int = 64) -> Probe:
     """Windows spread evenly over demonstrations, without those whose actions are padded at the end."""
@@ -47,7 +53,7 @@ def held_out(windows: Windows, count: int = 64) -> Probe:
 
 
 def visited(spec: PolicySpec, episodes: Iterable[Episode], count: int = 64) -> Probe:
-    """Observation histories spread evenly over the steps of episodes.
+    """Observation histories spread evenly over the steps of episodes; of optional features, those always there.
 
     Raises:
         ValueError: A policy that sees images, which episodes do not keep.
@@ -59,13 +65,10 @@ def visited(spec: PolicySpec, episodes: Iterable[Episode], count: int = 64) -> P
         )
     places = [(e, step) for e in sorted(episodes, key=lambda e: e.seed) for step in range(len(e.actions))]
     chosen = [places[k] for k in torch.linspace(0, len(places) - 1, min(count, len(places))).long().tolist()]
-    back = range(spec.history - 1, -1, -1)
-    return Probe(
-        {
-            name: torch.stack([torch.as_tensor(e.observations[name][[max(0, k - b) for b in back]]) for e, k in chosen])
-            for name in spec.observations
-        }
-    )
+    names = [name for name in spec.observations if all(name in e.observations for e, _ in chosen)]
+    past = {k: np.arange(k + 1 - spec.history, k + 1).clip(0) for _, k in chosen}
+    seen = {name: np.stack([e.observations[name][past[k]] for e, k in chosen]) for name in names}
+    return Probe({name: torch.as_tensor(values, dtype=torch.float32) for name, values in seen.items()})
 
 
 def mean_distance(samples: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ Cell = str | int | float | None
 
 _LARGE = 900_000  # characters, beyond which a figure goes in as an image
 _DPI = 208  # twice the pixels of the page
+_LONG = 16  # rows, beyond which a table is folded
 _NUMBER = re.compile(r"[<>≤≥≈±+−-]?\s?\d")
 _THEME = {  # neutral colour -> its name in the style sheet, and what it is on dark ground
     INK: ("ink", "#edf0f5"),
@@ -171,7 +172,10 @@ def _table(table: Table) -> str:
         cells = [f"<td{kind}>{escape(texts[k])}</td>" for (texts, _), kind in zip(columns, kinds, strict=True)]
         lines.append(f"<tr>{''.join(cells)}</tr>")
     body = "\n".join(lines)
-    return f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    whole = f'<div class="table"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+    if len(table.rows) <= _LONG:
+        return whole
+    return f"<details><summary>All {len(table.rows)} rows</summary>\n{whole}</details>"
 
 
 def _column(cells: Sequence[Cell]) -> tuple[list[str], bool]:
@@ -234,6 +238,7 @@ figcaption {{ max-width: 46rem; margin-top: 1.1rem; color: var(--muted); font: 0
 figcaption b {{ margin-right: 0.5em; color: var(--ink); font-weight: 600; }}
 video {{ display: block; width: 100%; border-radius: 0.5rem; background: var(--floor); }}
 .table {{ overflow-x: auto; }}
+summary {{ width: max-content; color: var(--accent); font: 0.9375rem/1.35 var(--sans); cursor: pointer; }}
 table {{ width: 100%; border-collapse: collapse; color: var(--body); font: 0.9375rem/1.35 var(--sans);
   font-variant-numeric: tabular-nums lining-nums; }}
 th, td {{ padding: 0.62em 0 0.62em 1.6em; text-align: left; vertical-align: baseline; }}

@@ -101,9 +101,11 @@ class Slots:
         self.policy, self.task, self.waiting = policy, task, list(seeds[count:])
         left_out = () if images else policy.spec.cameras
         self.kept = [name for name in policy.spec.observations if name not in left_out]
+        self.control = control(policy, count)  # before there are environments to close
         self.envs = task.make(count, render)
         limits, mode = self.envs.single_action_space, self.envs.metadata.get("autoreset_mode")
         if mode != AutoresetMode.DISABLED or not isinstance(limits, Box):
+            self.envs.close()
             raise ValueError(
                 f"rollout got {task.environment!r} with {mode} and actions {limits}, "
                 "expected autoreset_mode DISABLED and a Box"
@@ -112,7 +114,6 @@ class Slots:
         self.current = np.array(seeds[:count])
         self.records: list[list[_Step]] = [[] for _ in range(count)]
         self.active, self._fit = np.ones(count, bool), False
-        self.control = control(policy, count)
         self.control.reset(self.current)
         self.raw, _ = self.envs.reset(seed=self.current.tolist())
 

@@ -135,7 +135,8 @@ class Shut(nn.Module):
 
     def forward(self, observation: Tensor) -> Tensor:
         """Zeros `(B, 1)`."""
-        return observation.new_zeros(len(observation), 1)
+        # Not len, which would fix the batch of an exported network.
+        return observation.new_zeros(observation.shape[0], 1)
 
 
 def beside(entered: bool, observation: int, width: int) -> nn.Module:

@@ -42,7 +42,7 @@ class UNet1D(NetworkSpec):
         conditioning: Through which doors the observation enters.
 
     Raises:
-        ValueError: An even kernel, or channels that the groups do not divide.
+        ValueError: A number below 1, an even kernel, or channels that the groups do not divide.
     """
 
     channels: tuple[int, ...] = (64, 128, 256)
@@ -52,10 +52,12 @@ class UNet1D(NetworkSpec):
     conditioning: Conditioning = FiLM()
 
     def __post_init__(self) -> None:
-        if not self.channels or any(c % self.groups for c in self.channels) or self.kernel % 2 == 0:
+        positive = min(*self.channels, self.groups, self.kernel, 1) == 1
+        if not (self.channels and positive and self.kernel % 2) or any(c % self.groups for c in self.channels):
             raise ValueError(
                 f"UNet1D got channels={self.channels}, groups={self.groups} and kernel={self.kernel}, expected "
-                "channels that the groups divide, and an odd kernel: change the channels, the groups or the kernel"
+                "positive channels that the groups divide, and an odd kernel: change the channels, the groups or the "
+                "kernel"
             )
 
     def build(self, horizon: int, action: int, tokens: tuple[int, int]) -> Network:
@@ -97,14 +99,14 @@ class _Convolution(nn.Module):
         self.parts = outputs // math.gcd(outputs, _PART)
 
     def forward(self, x: Tensor) -> Tensor:
-        if len(x) > _FEW:
+        if x.shape[0] > _FEW:  # not len, which would fix the batch of an exported network
             return functional.conv1d(x, self.weight, self.bias, self.stride, self.padding)
         padded, (_, channels, kernel) = functional.pad(x, (self.padding, self.padding)), self.weight.shape
         windows = padded.unfold(2, kernel, self.stride).transpose(1, 2)
         rows, (batch, length) = windows.reshape(-1, channels * kernel), windows.shape[:2]
         weight, bias = self.weight.view(self.parts, -1, channels * kernel), self.bias.view(self.parts, 1, -1)
         y = torch.baddbmm(bias, rows.expand(self.parts, -1, -1), weight.transpose(1, 2))
-        return y.view(self.parts, batch, length, -1).permute(1, 0, 3, 2).reshape(batch, -1, length)
+        return y.unflatten(1, (batch, length)).permute(1, 0, 3, 2).flatten(1, 2)
 
 
 class _ConvBlock(nn.Module):

@@ -39,7 +39,7 @@ class Regression(Policy):
 
     def trace(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
         """One state: the mean."""
-        yield State(self.decoded(self._mean(observation), observation), 0.0, 1)
+        yield State(self.decoded(self.bounded(self._mean(observation)), observation), 0.0, 1)
 
 
 class NearestNeighbour(Policy):
@@ -47,7 +47,7 @@ class NearestNeighbour(Policy):
 
     Compare Chi et al. 2023 (arXiv 2303.04137) with the look-up tables of arXiv 2505.05787. It does not learn: call
     `remember` once. Pictures are compared as thumbnails, and the distance of two of them is the root mean square over
-    pixels and channels, so that a picture weighs as much as one number.
+    pixels and channels, so that a picture weighs as much as one number. An optional feature that is absent has no say.
     """
 
     def __init__(self, spec: PolicySpec) -> None:
@@ -74,8 +74,11 @@ class NearestNeighbour(Policy):
         return policy
 
     def _vector(self, observation: Observation) -> Tensor:
+        return torch.cat(list(self._parts(observation).values()), dim=1)
+
+    def _parts(self, observation: Observation) -> dict[str, Tensor]:
         features = self.normalised(observation)
-        return torch.cat([_comparable(features[name]) for name in sorted(features)], dim=1)
+        return {name: _comparable(features[name]) for name in sorted(self.spec.observations)}
 
     @torch.no_grad()
     def remember(self, windows: Windows) -> None:
@@ -91,10 +94,14 @@ class NearestNeighbour(Policy):
 
     def trace(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
         """One state, without any network evaluation."""
-        yield State(self.decoded(self._recall(observation), observation), 0.0, 0)
+        yield State(self.decoded(self.bounded(self._recall(observation)), observation), 0.0, 0)
 
     def _recall(self, observation: Observation) -> Tensor:
-        distances = torch.cdist(self._vector(observation), self.observed)
+        parts, observed = self._parts(observation), self.observed
+        if not set(parts) <= set(observation):  # what is absent is zero here: let it be zero there
+            given = [part.new_full((part.shape[1],), name in observation) for name, part in parts.items()]
+            observed = observed * torch.cat(given)
+        distances = torch.cdist(torch.cat(list(parts.values()), dim=1), observed)
         return self.followed[distances.topk(self.neighbours, largest=False).indices].mean(1)
 
 

@@ -76,11 +76,14 @@ def save_checkpoint(path: str | Path, policy: Policy, notes: Mapping[str, Any] |
         "sha256": _digest(tensors),
     }
     aside = path.with_name(f".{path.name}.{os.getpid()}")
-    with aside.open("wb") as file:
-        file.write(save(tensors, header))
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    try:
+        with aside.open("wb") as file:
+            file.write(save(tensors, header))
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    finally:
+        aside.unlink(missing_ok=True)
     return path
 
 

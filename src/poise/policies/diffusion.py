@@ -56,8 +56,9 @@ class DiffusionPolicy(Policy):
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
         """The denoising loss of `Diffusion.loss` on normalised actions, averaged over the draws of noise."""
         draws, tokens = self.spec.draws, self.tokens(batch.observation, generator)
-        x0, tokens = (v.repeat_interleave(draws, 0) for v in (self.encoded(batch), tokens))
-        return self.diffusion.loss(x0, tokens, self.spec.density, generator).unflatten(0, (-1, draws)).mean(1)
+        # The whole batch again and again: stratified times of one window then spread over the scale of noise.
+        x0, tokens = (v.repeat(draws, 1, 1) for v in (self.encoded(batch), tokens))
+        return self.diffusion.loss(x0, tokens, self.spec.density, generator).unflatten(0, (draws, -1)).mean(0)
 
     def denoiser(self, observation: Observation) -> Denoiser:
         """The learned denoiser of normalised plans: what samplers, `encode`, `log_prob` and guidance take."""
@@ -111,7 +112,12 @@ class DiffusionPolicy(Policy):
 
         $$ x_t = \alpha_t x_0 + \sigma_t \epsilon $$
 
-        with the earlier plan for x0 and t = `begin`; all evaluations are spent between there and t = 0.
+        with the earlier plan for x0 and t = `begin`; all evaluations are spent between there and t = 0. The temperature
+        scales this noise too, and a plan of that temperature so becomes another of the same: with an earlier plan from
+        N(m, T^2 v) both sides have the variance that a plan on its way from T times pure noise has at t,
+        $T^2 (\alpha_t^2 v + \sigma_t^2)$. Full noise would warm it up. But an earlier plan that is wrong stands out of
+        T times the noise as much as out of full noise where $\alpha / \sigma$ is 1/T times as large: at low
+        temperatures begin nearer 1.
 
         Args:
             observation: Name -> `(B, history, ...)`, oldest step first.
@@ -144,7 +150,7 @@ class DiffusionPolicy(Policy):
         yield State(self.decoded(x, observation), begin, 0)
         for state in trace(denoise, spec.schedule, samplers, times, x, noise):
             # The last state keeps the noise of t = 0, which may step over the bound.
-            x = state.x.clamp(-bound, bound) if bound is not None and state.t == 0 else state.x
+            x = self.bounded(state.x) if state.t == 0 else state.x
             yield state._replace(x=self.decoded(x, observation))
 
 
@@ -157,13 +163,14 @@ def emphasised(policy: DiffusionPolicy, features: Collection[str], weight: float
         weight: 0 ignores them, 1 changes nothing, more exaggerates them; see `poise.guidance.guided`.
 
     Raises:
-        ValueError: A feature that is not optional.
+        ValueError: A feature that is not optional, or all that there are.
     """
     wrong = sorted(set(features) - set(policy.spec.optional))
-    if wrong or not features:
+    if wrong or not features or set(features) >= set(policy.spec.observations):
         raise ValueError(
             f"emphasised got the features {sorted(features)}, expected some of the optional ones "
-            f"{sorted(policy.spec.optional)}: a policy can do without what it was trained without"
+            f"{sorted(policy.spec.optional)}, and not all that is observed: a policy can do without what it was "
+            "trained without"
         )
 
     def guide(denoise: Denoiser, observation: Observation) -> Denoiser:

@@ -56,9 +56,10 @@ class MinimalIterative(Policy):
         """Two states: the guess, and the plan."""
         first, second = self._calls(observation)
         rows = len(next(iter(observation.values())))
-        guess = first(self.action_normaliser.scale.new_zeros(rows, self.spec.horizon, self.spec.action))
+        zero = self.action_normaliser.scale.new_zeros(rows, self.spec.horizon, self.spec.action)
+        guess = self.bounded(first(zero))
         yield State(self.decoded(guess, observation), 1 - _SHARE, 1)
-        yield State(self.decoded(second(guess), observation), 0.0, 2)
+        yield State(self.decoded(self.bounded(second(guess)), observation), 0.0, 2)
 
 
 __all__ = ["MinimalIterative"]

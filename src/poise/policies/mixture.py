@@ -65,14 +65,14 @@ class MixtureRegression(Policy):
 
     def trace(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
         r"""One state: $m_k + T s_k \epsilon$ with k drawn by weight and T the temperature; at T = 0 a mean."""
-        noise, bound = noise or gaussian(), self.spec.bound
+        noise = noise or gaussian()
         log_weights, means, deviations = self.components(observation)
         uniform = torch.special.ndtr(noise(log_weights[:, :1], 1.0, 1.0))
         drawn = (uniform > log_weights.exp().cumsum(1)[:, :-1]).sum(1)
         rows = torch.arange(len(drawn), device=drawn.device)
         mean, deviation = means[rows, drawn], deviations[rows, drawn]
         x = mean + self.spec.temperature * deviation * noise(mean, 1.0, 1.0)
-        yield State(self.decoded(x if bound is None else x.clamp(-bound, bound), observation), 0.0, 1)
+        yield State(self.decoded(self.bounded(x), observation), 0.0, 1)
 
 
 __all__ = ["MixtureRegression"]

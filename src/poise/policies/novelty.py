@@ -129,7 +129,8 @@ class OutsideRange:
         outside = []
         for name in (name for name in self.low if name in observation):  # an optional one may be absent
             values = _colours(observation[name]) if name in self.cameras else observation[name]
-            outside.append(((values < self.low[name]) | (values > self.high[name])).flatten(1))
+            low, high = (side[name].to(values.device) for side in (self.low, self.high))
+            outside.append(((values < low) | (values > high)).flatten(1))
         return torch.cat(outside, dim=1).double().mean(1)
 
 
@@ -205,12 +206,12 @@ class Novelty:
         if scores is None:
             scores = {"tokens": TokenDistance.fit(policy, windows), "range": OutsideRange.fit(policy, windows)}
         seen = list(_observations(held_out, most))
-        found = {name: torch.cat([score(o) for o in seen]).sort().values for name, score in scores.items()}
+        found = {name: torch.cat([score(o) for o in seen]).cpu().sort().values for name, score in scores.items()}
         return Novelty(dict(scores), found)
 
     def __call__(self, observation: Observation) -> Verdict:
-        """Scores and p-values of a batch of observation histories in the units of the data."""
-        scores = {name: score(observation) for name, score in self.scores.items()}
+        """Scores and p-values, on the CPU, of a batch of observation histories in the units of the data."""
+        scores = {name: score(observation).cpu() for name, score in self.scores.items()}
         p_values = {name: _p_value(self.held_out[name], values) for name, values in scores.items()}
         smallest = torch.stack(list(p_values.values())).amin(0)
         return Verdict(scores, p_values, (len(scores) * smallest).clamp(max=1.0))
@@ -234,8 +235,10 @@ def _colours(pictures: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _tokens(policy: Policy, observation: Observation) -> Tensor:
-    policy.check(observation)
-    return policy.tokens(observation).flatten(1).double()
+    device = policy.action_normaliser.scale.device
+    here = {name: values.to(device) for name, values in observation.items()}
+    policy.check(here)
+    return policy.tokens(here).flatten(1).double()
 
 
 __all__ = ["Novelty", "OutsideRange", "PlanSurprise", "Score", "TokenDistance", "Verdict"]

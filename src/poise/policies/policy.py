@@ -16,7 +16,7 @@ from poise.sampling import State
 from poise.typing import Actions, Noise, Observation, Tokens
 
 _FITTED = 200_000  # windows, evenly spread, that the statistics of actions come from
-_IMAGES = 1000  # likewise, for those of pixels
+_PIXELS = 1_000_000  # likewise, for those of a camera
 
 
 class Policy(nn.Module, ABC):
@@ -58,7 +58,8 @@ class Policy(nn.Module, ABC):
                     "check the spec's observations and action against the data"
                 )
         for name in spec.observations:
-            few = rows[name][:: max(1, len(rows[name]) // _IMAGES)] if name in spec.cameras else rows[name]
+            values = rows[name].flatten(0, -2) if name in spec.cameras else rows[name]
+            few = values[_spread(len(values), _PIXELS)] if name in spec.cameras else values
             self._normaliser(name).fit(few, Unscaled() if name in self.encoder.raw else spec.scaling(name))
         batch = evenly(windows)
         self.action_normaliser.fit(spec.space.encode(batch.actions, batch.observation)[batch.real], spec.action_scaling)
@@ -106,7 +107,14 @@ class Policy(nn.Module, ABC):
 
     def tokens(self, observation: Observation, generator: torch.Generator | None = None) -> Tokens:
         """The encoded observation history; the arguments are those of `normalised`."""
-        return self.encoder(self.normalised(observation, generator))
+        with self._exact():
+            seen = self.normalised(observation, generator)
+        return self.encoder(seen)
+
+    def _exact(self) -> torch.autocast:
+        """No autocast: bfloat16 would round colours by levels of grey, and targets in space by millimetres."""
+        kind = self.action_normaliser.scale.device.type
+        return torch.autocast(kind if torch.amp.is_autocast_available(kind) else "cpu", enabled=False)
 
     def ready(self) -> None:
         """Raise unless every feature has statistics.
@@ -119,7 +127,7 @@ class Policy(nn.Module, ABC):
         self.action_normaliser.check()
 
     def check(self, observation: Observation) -> None:
-        """Raise unless the observation has every feature that is not optional, in its shape and finite.
+        """Raise unless the observation has every feature that is not optional, in its shape, finite, in one batch.
 
         Raises:
             ValueError: Says which feature, what it got and what it expected.
@@ -135,23 +143,34 @@ class Policy(nn.Module, ABC):
                     f"The policy got feature {name!r} of shape {got}, expected "
                     f"(batch, {', '.join(map(str, expected))}): a batch of histories, oldest step first"
                 )
-            if name in self.spec.cameras and observation[name].dtype != torch.uint8:
-                raise ValueError(
-                    f"The policy got images {name!r} of {observation[name].dtype}, expected torch.uint8 from 0 to 255"
-                )
-            if not bool(torch.isfinite(observation[name]).all()):
+            if name in self.spec.cameras:
+                if observation[name].dtype != torch.uint8:
+                    raise ValueError(
+                        f"The policy got images {name!r} of {observation[name].dtype}, expected torch.uint8 from 0 to "
+                        "255"
+                    )
+            elif not bool(torch.isfinite(observation[name]).all()):
                 raise ValueError(
                     f"The policy got NaN or infinity in feature {name!r}, expected finite numbers: "
                     "check the sensor, and hold the robot meanwhile"
                 )
+        sizes = {name: len(observation[name]) for name in self.spec.observations if name in observation}
+        if len(set(sizes.values())) > 1:
+            raise ValueError(f"The policy got batches of {sizes} rows, expected one number: a row of each for a robot")
 
     def encoded(self, batch: Batch) -> Actions:
         """The actions of a batch as the policy learns them, in normalised units."""
-        return self.action_normaliser(self.spec.space.encode(batch.actions, batch.observation))
+        with self._exact():
+            return self.action_normaliser(self.spec.space.encode(batch.actions, batch.observation))
 
     def decoded(self, actions: Actions, observation: Observation) -> Actions:
         """The inverse of `encoded`: actions in the units of the data."""
         return self.spec.space.decode(self.action_normaliser.inverse(actions), observation)
+
+    def bounded(self, actions: Actions) -> Actions:
+        """Predicted actions, in normalised units, clamped to the bound of the spec."""
+        bound = self.spec.bound
+        return actions if bound is None else actions.clamp(-bound, bound)
 
     @abstractmethod
     def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
@@ -179,8 +198,13 @@ class Policy(nn.Module, ABC):
 
 def evenly(windows: Windows) -> Batch:
     """The windows that the statistics of actions come from, without their images."""
-    few = torch.linspace(0, len(windows) - 1, min(len(windows), _FITTED)).long()
-    return windows.gather(few, [name for name, rows in windows.observations.items() if rows.ndim < 4])
+    low = [name for name, rows in windows.observations.items() if rows.ndim < 4]
+    return windows.gather(_spread(len(windows), _FITTED), low)
+
+
+def _spread(count: int, most: int) -> Tensor:
+    """Up to so many of the numbers below `count`, evenly spread."""
+    return torch.linspace(0, count - 1, min(count, most), dtype=torch.float64).round().long()
 
 
 __all__ = ["Policy", "evenly"]

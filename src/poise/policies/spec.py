@@ -45,7 +45,8 @@ class PolicySpec:
 
     Raises:
         ValueError: Horizons that do not fit each other, no observation, no action, actions that do not fit their space,
-            augmentations that do not fit the images, or an option for a feature that does not exist.
+            augmentations that do not fit the images, an option for a feature that does not exist, a bound that leaves
+            nothing, or a negative temperature.
     """
 
     observations: Mapping[str, tuple[int, ...]]
@@ -81,6 +82,16 @@ class PolicySpec:
             raise ValueError(
                 f"PolicySpec got history={self.history}, action={self.action}, draws={self.draws} and observations "
                 f"{dict(self.observations)}, expected at least one of each"
+            )
+        if not all(shape and min(shape) >= 1 for shape in self.observations.values()):
+            raise ValueError(
+                f"PolicySpec got observations {dict(self.observations)}, expected sizes of at least 1: the shape of a "
+                "single number is (1,)"
+            )
+        if (self.bound is not None and self.bound <= 0) or self.temperature < 0:
+            raise ValueError(
+                f"PolicySpec got bound={self.bound} and temperature={self.temperature}, expected a bound above 0 or "
+                "None, and a temperature of at least 0"
             )
         unknown = sorted({*self.optional, *self.scalings} - set(self.observations))
         if unknown or not all(0 <= share < 1 for share in self.optional.values()):

@@ -32,7 +32,7 @@ class WarmStart:
         fresh: `(robots,)`, whether the last action returned was the first of a new plan.
 
     Raises:
-        ValueError: A time outside (0, 1), or evaluations that the sampler cannot spend.
+        ValueError: A time outside (0, 1), or evaluations that the sampler or the grid cannot spend from there.
     """
 
     def __init__(
@@ -45,8 +45,9 @@ class WarmStart:
             )
         spec = policy.spec
         count = max(1, round(begin * spec.evaluations)) if evaluations is None else evaluations
-        self.robots, self.begin, self._warm = robots, begin, policy.using(evaluations=count)
-        spec.sampler.budget(count)
+        # Whatever cannot be planned is refused here, not when the robot moves.
+        spec.grid.times(spec.schedule, len(spec.sampler.budget(count)), begin)
+        self.robots, self.begin, self._warm = robots, begin, policy.eval().using(evaluations=count)
         self._control = RecedingHorizon(policy, robots, self._plan)
         self._previous = np.zeros((robots, spec.horizon, spec.action), np.float32)
         self._taken, self._known = np.zeros(robots, int), np.zeros(robots, bool)

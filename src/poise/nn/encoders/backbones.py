@@ -22,17 +22,20 @@ class Trunk(nn.Module):
         module: Images `(B, C, H, W)` to maps `(B, channels, h, w)`, or to a list of which they are the last. Its
             tensors have the names of the published weights.
         channels: Channels of the maps.
+        last: The module gives maps with channels last, `(B, h, w, channels)`.
     """
 
-    def __init__(self, module: nn.Module, channels: int) -> None:
+    def __init__(self, module: nn.Module, channels: int, last: bool = False) -> None:
         super().__init__()
         # Images arrive with channels last: weights laid out alike spare a copy of either.
         self.module, self.channels = module.to(memory_format=torch.channels_last), channels  # pyright: ignore
+        self.last = last
 
     def forward(self, images: Tensor) -> Tensor:
         """Feature maps of images."""
         maps = self.module(images)
-        return maps[-1] if isinstance(maps, Sequence) else maps
+        maps = maps[-1] if isinstance(maps, Sequence) else maps
+        return maps.permute(0, 3, 1, 2) if self.last else maps
 
 
 @dataclass(frozen=True)

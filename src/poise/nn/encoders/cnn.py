@@ -21,8 +21,8 @@ class CNN(EncoderSpec):
     """Backbone, pooling and a linear layer: a token for each camera and history step.
 
     The tokens are those of the oldest step first, and within a step in the order of the cameras' names. Cameras may
-    have different sizes. By default this is the encoder of Diffusion Policy (Chi et al. 2023, arXiv 2303.04137); for a
-    few CPU cores take `SmallCNN()`.
+    have different sizes. By default this is the encoder of Diffusion Policy (Chi et al. 2023, arXiv 2303.04137), but
+    for the ReLU that its code puts after the linear layer; for a few CPU cores take `SmallCNN()`.
 
     Attributes:
         backbone: Images to feature maps.
@@ -35,8 +35,8 @@ class CNN(EncoderSpec):
             units of its standard deviation, of each colour. Otherwise it gets them as they arrive, in [-1, 1].
 
     Raises:
-        ValueError: On `build`: a low-dimensional feature, an image that is too small for the backbone, images of
-            different numbers of channels for shared weights, or of other than three with `imagenet`.
+        ValueError: A width below 1; on `build`: a low-dimensional feature, an image that is too small for the backbone,
+            images of different numbers of channels for shared weights, or of other than three with `imagenet`.
     """
 
     backbone: Backbone = ResNet()
@@ -45,6 +45,10 @@ class CNN(EncoderSpec):
     shared: bool = True
     frozen: bool = False
     imagenet: bool = False
+
+    def __post_init__(self) -> None:
+        if self.width < 1:
+            raise ValueError(f"CNN got width={self.width}, expected at least 1 unit a token")
 
     def build(self, shapes: Mapping[str, tuple[int, ...]], history: int) -> Encoder:
         """The module for the named images."""

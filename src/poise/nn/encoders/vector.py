@@ -30,13 +30,19 @@ class Vector(EncoderSpec):
             radians; matrices (3, 3); or two columns (6,). A quaternion of zeros, one that is hidden, gives zeros.
 
     Raises:
-        ValueError: On `build`: an image, a name that is no feature, one that is both an angle and a rotation, or a
-            rotation of another shape.
+        ValueError: A width below 1; on `build`: an image, a name that is no feature, one that is both an angle and a
+            rotation, or a rotation of another shape.
     """
 
     width: int | None = None
     angles: tuple[str, ...] = ()
     rotations: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.width is not None and self.width < 1:
+            raise ValueError(
+                f"Vector got width={self.width}, expected at least 1, or None for the features as they are"
+            )
 
     def build(self, shapes: Mapping[str, tuple[int, ...]], history: int) -> Encoder:
         """The module for the named features."""

@@ -31,11 +31,14 @@ class Timm(Backbone):
     def build(self, channels: int) -> Trunk:
         """The module for images of so many channels, with random weights."""
         module = _create(self.name, channels, pretrained=False)
-        return Trunk(module, module.feature_info.channels()[-1])  # pyright: ignore
+        return Trunk(module, module.feature_info.channels()[-1], module.output_fmt == "NHWC")  # pyright: ignore
 
 
 def timm_weights(name: str) -> dict[str, Tensor]:
     """The published weights of `Timm(name)`, downloaded by timm, for `load_backbone`.
+
+    For a machine without internet write them to a file with `safetensors.torch.save_file`: a feature extractor names
+    most of its tensors otherwise than the whole model, so that timm's own files fit few backbones beside residual nets.
 
     Args:
         name: As in `Timm`; with a tag, such as `resnet18.tv_in1k`, those of that training.

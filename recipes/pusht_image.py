@@ -66,7 +66,7 @@ recipe = Recipe(
         bound=None,
         temperature=0.5,
     ),
-    training=TrainingSpec(minutes=85, steps=100_000, batch=128, ema_maximum=0.999, bfloat16=True),
+    training=TrainingSpec(minutes=77, steps=100_000, batch=128, ema_maximum=0.999, bfloat16=True),
     task=Task("gym_pusht:gym_pusht/PushT-v0", {"obs_type": "pixels_agent_pos"}, observe, extra="pusht"),
     read=read,
     enlarge=with_mirrored,

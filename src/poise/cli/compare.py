@@ -22,7 +22,7 @@ from poise.evaluation.comparison_report import write_comparison
 from poise.evaluation.diversity import Probe, demonstrated_floor, held_out, likelihood, visited
 from poise.evaluation.paired import noise_effect
 from poise.policies import DiffusionPolicy, load_checkpoint
-from poise.recipe import load_recipe
+from poise.recipe import Recipe, load_recipe
 from poise.sampling import (
     DDIM,
     DDPM,
@@ -143,14 +143,16 @@ def compare_samplers(
         environment: Gymnasium id to try instead, as `id` or `module:id`.
         data: Demonstrations, which the recipe reads: for the distance of plans to them, and their likelihood.
     """
-    begin, policy, task = time.perf_counter(), hardware.take(_diffusion(checkpoint)), task_of(recipe, environment)
+    begin, policy = time.perf_counter(), hardware.take(_diffusion(checkpoint))
+    loaded = load_recipe(recipe) if recipe else None
+    task = task_of(loaded, environment)
     cells, notes = spendable(tried.cells())
     print("\n".join(notes), end="\n" if notes else "")
     sources = {"recipe": recipe, "environment": environment, "data": data}
     results, known = _known(files.json, _settings(checkpoint, tried, sources, hardware))
     missing = [cell for cell in cells if cell.label not in known]
     if missing:
-        probe = _probe(policy, task, tried, recipe, data).to(hardware.device)
+        probe = _probe(policy, task, tried, loaded, data).to(hardware.device)
         results |= {"facts": _facts(policy, probe), "machine": machine()}
         for row in _shown(compare(policy, task, missing, tried.seeds, probe), len(missing)):
             known[row.label] = row
@@ -189,13 +191,12 @@ def _diffusion(checkpoint: Path) -> DiffusionPolicy:
     return policy
 
 
-def _probe(policy: DiffusionPolicy, task: Task, tried: Tried, recipe: Path | None, data: Path | None) -> Probe:
+def _probe(policy: DiffusionPolicy, task: Task, tried: Tried, recipe: Recipe | None, data: Path | None) -> Probe:
     """Held-out demonstrations where there are some, and else what the policy itself comes to see."""
     if data is not None:
         if recipe is None:
             raise ValueError("got --data without a recipe, expected --recipe RECIPE, which reads it")
-        loaded = load_recipe(recipe)
-        return held_out(loaded.windows(loaded.demonstrations(data)[1]))
+        return held_out(recipe.windows(recipe.read(data).split(recipe.validation)[1]))
     return visited(policy.spec, rollout(policy, task, tried.seeds[:8]))
 
 

@@ -19,7 +19,7 @@ from poise.evaluation.report import Section, Table, write_report
 from poise.evaluation.video import write_video
 from poise.plain import concrete
 from poise.policies import DiffusionPolicy, Policy, load_checkpoint
-from poise.recipe import load_recipe
+from poise.recipe import Recipe, load_recipe
 from poise.sampling import Grid, Sampler
 
 T = TypeVar("T")
@@ -132,7 +132,7 @@ def evaluate(
         seed: Seed of the first one; seeds from 100000 on are for evaluation and never for training.
     """
     policy = sampling.of(hardware.take(load_checkpoint(checkpoint).policy))
-    task = task_of(recipe, environment)
+    task = task_of(load_recipe(recipe) if recipe else None, environment)
     begin = time.perf_counter()
     seeds = range(seed, seed + episodes)
     ran = list(tqdm(rollout(policy, task, seeds), total=episodes, desc="episodes"))
@@ -162,14 +162,14 @@ def _page(path: Path, results: dict[str, Any], episodes: Sequence[Episode], vide
 _EPISODES = "The largest reward of every episode, sorted: how many nearly succeed, and how many never come near."
 
 
-def task_of(recipe: Path | None, environment: str | None) -> Task:
+def task_of(recipe: Recipe | None, environment: str | None) -> Task:
     """The task of a recipe, or else an environment as it is.
 
     Raises:
         ValueError: Neither of the two.
     """
     if recipe is not None:
-        return load_recipe(recipe).task
+        return recipe.task
     if environment is None:
         raise ValueError("got neither a recipe nor an environment, expected --recipe RECIPE or --environment ID")
     return Task(environment)

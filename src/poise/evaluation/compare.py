@@ -1,7 +1,6 @@
 """Ways of sampling one checkpoint against each other, on the same starts: success, speed, diversity, repeatability."""
 
 import itertools
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from poise.evaluation.diversity import Probe, repeatable, sensitivity, spread, to_demonstrations
 from poise.evaluation.rollout import rollout
-from poise.evaluation.statistics import Interval, bootstrap, entropy, jerk, seam_jump, wilson
+from poise.evaluation.statistics import Interval, bootstrap, entropy, finite_mean, jerk, seam_jump, wilson
 from poise.evaluation.task import Task
 from poise.policies import DiffusionPolicy, RecedingHorizon
 from poise.policies.control import Controller
@@ -229,19 +228,14 @@ def _row(policy: DiffusionPolicy, task: Task, cell: Cell, seeds: Sequence[int], 
         sensitivity=sensitivity(chosen, plan, probe),
         mode_entropy=entropy(won) if modes else None,
         energy=None if probe.actions is None else to_demonstrations(chosen, plan, probe),
-        jerk=_mean([jerk(e.actions) for e in ran]),
-        seam_jump=_mean([seam_jump(e.actions, e.fresh) for e in ran]),
+        jerk=finite_mean([jerk(e.actions) for e in ran]),
+        seam_jump=finite_mean([seam_jump(e.actions, e.fresh) for e in ran]),
     )
 
 
 def _code(cell: Cell) -> str:
     spent = "" if cell.evaluations is None else f", evaluations={cell.evaluations}"
     return f"policy.using(sampler={cell.sampler!r}{spent})"
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    finite = [v for v in values if math.isfinite(v)]
-    return float(np.mean(finite)) if finite else None
 
 
 def timed(

@@ -8,13 +8,13 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter
 
 from poise.envs.drawing import FLOOR, GOAL, PLAN, ROBOT
 from poise.envs.pictures import INK, MUTED, WIDTH
 from poise.evaluation.compare import Row
 from poise.evaluation.paired import pareto
-from poise.evaluation.plots import ORCHID, TRACK, styled
+from poise.evaluation.plots import LINE, ORCHID, TEXT, TRACK, percentages, plain_ticks, spaced, styled
 from poise.evaluation.statistics import Interval
 
 FAMILIES: Final = {
@@ -26,9 +26,7 @@ FAMILIES: Final = {
 """Colour and marker of each family."""
 
 _MARKERS = "osD^vPX*h<>"
-_TEXT = 9.5  # points
-_LINE = 1.9  # points
-_QUIET: dict[str, Any] = {"frameon": False, "labelcolor": INK, "fontsize": _TEXT - 0.5, "borderaxespad": 0}
+_QUIET: dict[str, Any] = {"frameon": False, "labelcolor": INK, "fontsize": TEXT - 0.5, "borderaxespad": 0}
 _EDGE = {"markeredgecolor": FLOOR, "markeredgewidth": 0.8}
 
 
@@ -54,9 +52,9 @@ def pareto_figure(rows: Sequence[Row], chosen: Row | None = None, latest: float 
         axes.axvspan(latest, high, color=TRACK, alpha=0.7, linewidth=0, zorder=0)
     _ring(axes, chosen, lambda row: row.plan_ms_median)
     axes.set_xscale("log")
-    _plain_ticks(axes, _nice(low, high))
+    plain_ticks(axes, _nice(low, high))
     axes.set_xlim(low, high)
-    axes.set_xlabel("milliseconds a plan, for one robot", color=MUTED, fontsize=_TEXT, labelpad=6)
+    axes.set_xlabel("milliseconds a plan, for one robot", color=MUTED, fontsize=TEXT, labelpad=6)
     _success_axis(axes, rows)
     _legend(figure, rows)
     beyond = " A shaded ground, if any, is later than what was asked for." if latest is not None else ""
@@ -86,7 +84,7 @@ def diversity_figure(rows: Sequence[Row], chosen: Row | None = None) -> Figure:
         _points(axes, shown, lambda row, value=value: value(row) or 0.0)
         _ring(axes, chosen, lambda row, value=value: value(row) or 0.0)
         styled(axes, "Success")
-        axes.set_xlabel(name, color=MUTED, fontsize=_TEXT, labelpad=6)
+        axes.set_xlabel(name, color=MUTED, fontsize=TEXT, labelpad=6)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}"))
         _success_axis(axes, rows)
     _legend(figure, rows)
@@ -119,15 +117,15 @@ def families_figure(rows: Sequence[Row]) -> Figure:
                 y,
                 marker=_MARKERS[k % len(_MARKERS)],
                 color=shade,
-                linewidth=_LINE,
+                linewidth=LINE,
                 markersize=6,
                 label=name,
                 **_EDGE,
             )
         styled(axes, family)
         axes.set_xscale("log")
-        _plain_ticks(axes, _spaced(sorted({row.evaluations for row in rows}), 1.35 if len(families) < 3 else 1.9))
-        axes.set_xlabel("evaluations a plan", color=MUTED, fontsize=_TEXT, labelpad=6)
+        plain_ticks(axes, spaced(sorted({row.evaluations for row in rows}), 1.35 if len(families) < 3 else 1.9))
+        axes.set_xlabel("evaluations a plan", color=MUTED, fontsize=TEXT, labelpad=6)
         _success_axis(axes, rows)
         handles = [line for line in axes.get_lines() if not str(line.get_label()).endswith(", behind")]
         axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(-0.02, -0.17), **_QUIET)
@@ -161,15 +159,15 @@ def noise_figure(effect: Mapping[int, Interval]) -> Figure:
             textcoords="offset points",
             va="center",
             color=INK,
-            fontsize=_TEXT,
+            fontsize=TEXT,
         )
     reach = 1.15 * max(1.0, np.abs([low, high]).max())
     axes.set(ylim=(-reach, reach), xlim=(-0.5, len(effect) - 0.4))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:+.0f}".replace("-", "−") if y else "0"))
-    _plain_ticks(axes, range(len(effect)))
+    plain_ticks(axes, range(len(effect)))
     names = [str(n) for n in effect]
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: names[round(x)]))
-    axes.set_xlabel("evaluations a plan", color=MUTED, fontsize=_TEXT, labelpad=6)
+    axes.set_xlabel("evaluations a plan", color=MUTED, fontsize=TEXT, labelpad=6)
     figure.set_label(
         "Percentage points of success that samplers of the SDE gain (above 0) or lose against their twins without "
         "noise, averaged over the pairs, on the same starts; bars are intervals that hold together with 95 %, grey "
@@ -220,7 +218,7 @@ def _front(axes: Axes, front: Sequence[Row], ends: tuple[float, float]) -> None:
             textcoords="offset points",
             ha="right" if k else "center",
             color=INK,
-            fontsize=_TEXT - 0.5,
+            fontsize=TEXT - 0.5,
         )
 
 
@@ -249,7 +247,7 @@ def _success_axis(axes: Axes, rows: Sequence[Row]) -> None:
     floor = min(row.success.low for row in rows)
     ceiling = max(row.success.high for row in rows)
     axes.set_ylim(max(0.0, np.floor(10 * floor - 0.2) / 10), min(1.01, np.ceil(10 * ceiling + 0.6) / 10))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f} %"))
+    percentages(axes)
 
 
 def _legend(figure: Figure, rows: Sequence[Row]) -> None:
@@ -267,30 +265,16 @@ def _legend(figure: Figure, rows: Sequence[Row]) -> None:
         ncols=len(handles),
         frameon=False,
         labelcolor=INK,
-        fontsize=_TEXT + 0.5,
+        fontsize=TEXT + 0.5,
         handletextpad=0.3,
         columnspacing=2.0,
     )
-
-
-def _plain_ticks(axes: Axes, places: Sequence[float]) -> None:
-    axes.xaxis.set_major_locator(FixedLocator(list(places)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.3g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def _nice(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten within limits."""
     tens = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1)
     return [float(f"{t * m:.6g}") for t in tens for m in (1, 2, 5) if low <= t * m <= high]
-
-
-def _spaced(values: Sequence[float], ratio: float) -> list[float]:
-    shown: list[float] = []
-    for value in values:
-        if not shown or value >= ratio * shown[-1]:
-            shown.append(value)
-    return shown
 
 
 __all__ = ["FAMILIES", "diversity_figure", "families_figure", "noise_figure", "pareto_figure"]

@@ -19,10 +19,9 @@ from poise.envs.pictures import FAILURE, INK, MUTED, SKY, WIDTH
 TRACK: Final = "#e8ecf2"  # what is left of a bar
 ORCHID: Final = "#b0509f"
 SERIES: Final = ((ROBOT, "o"), (PLAN, "s"), (GOAL, "D"), (ORCHID, "^"), (SKY, "v"), (MUTED, "P"))
+TEXT: Final = 9.5  # points
+LINE: Final = 1.9  # points
 CONTROL: Final = (10, 30)  # Hz, of control loops that a plan may have to keep up with
-
-_TEXT = 9.5  # points
-_LINE = 1.9  # points
 
 
 class _Measure(NamedTuple):
@@ -62,7 +61,7 @@ def success_figure(policies: Mapping[str, Mapping[str, Any]]) -> Figure:
     margin = blended_transform_factory(figure.transFigure, columns[0].transData)
     for row, name in enumerate(policies):
         name = name[:1].upper() + name[1:]
-        columns[0].text(0, row, name, color=INK, fontsize=_TEXT + 1, va="center", transform=margin)
+        columns[0].text(0, row, name, color=INK, fontsize=TEXT + 1, va="center", transform=margin)
     figure.set_label(
         "Success with its 95 % interval (Wilson), share of episodes that end in a collision, and entropy of the routes "
         "of the successes; 1.00 is as diverse as the demonstrations."
@@ -77,14 +76,14 @@ def _bars(axes: Axes, measure: _Measure, policies: Sequence[Mapping[str, Any]]) 
     known = [(row, float(p[measure.key])) for row, p in zip(rows, policies, strict=True) if p[measure.key] is not None]
     axes.barh([row for row, _ in known], [v for _, v in known], height=0.44, color=measure.colour, label=measure.title)
     for row in set(rows) - {row for row, _ in known}:
-        axes.text(1.05, row, "–", color=MUTED, fontsize=_TEXT, va="center")
+        axes.text(1.05, row, "–", color=MUTED, fontsize=TEXT, va="center")
     for row, value in known:
         place = max(1.0, value) + (0.03 if wide else 0.06)
-        axes.text(place, row, measure.text(value), color=INK, fontsize=_TEXT, fontweight="bold", va="center")
+        axes.text(place, row, measure.text(value), color=INK, fontsize=TEXT, fontweight="bold", va="center")
         if measure.interval is not None:
             low, high = (float(policies[row][key]) for key in measure.interval)
             note = f"{100 * low:.1f} – {100 * high:.1f}"
-            axes.text(1.64, row, note, color=MUTED, fontsize=_TEXT - 0.5, va="center", ha="right")
+            axes.text(1.64, row, note, color=MUTED, fontsize=TEXT - 0.5, va="center", ha="right")
             error = [[max(0.0, value - low)], [max(0.0, high - value)]]
             axes.errorbar([value], [row], xerr=error, color=INK, linewidth=1.4, capsize=3, capthick=1.4, fmt="none")
     axes.set(xlim=(0, 1.7 if wide else 1.5))
@@ -114,7 +113,7 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     styled(cost, "Milliseconds a plan")
     floor = min(row["success_low"] for row in rows)
     success.set(ylim=(max(0.0, np.floor(10 * floor - 0.2) / 10), 1.01))
-    success.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f} %"))
+    percentages(success)
     _milliseconds(cost, rows)
     for axes in (success, cost):
         _evaluations(axes, sorted({int(row["evaluations"]) for row in rows}))
@@ -128,7 +127,7 @@ def tradeoff_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
         ncols=len(lines) if len(lines) < 6 else -(-len(lines) // 2),
         frameon=False,
         labelcolor=INK,
-        fontsize=_TEXT + 0.5,
+        fontsize=TEXT + 0.5,
         handletextpad=0.6,
         columnspacing=2.0,
     )
@@ -145,7 +144,7 @@ def _curve(axes: Axes, rows: Sequence[Mapping[str, Any]], keys: tuple[str, str, 
     (colour, marker), name = SERIES[k % len(SERIES)], rows[0]["sampler"]
     axes.fill_between(x, low, high, color=colour, alpha=0.1, linewidth=0)
     edge = {"markersize": 6, "markeredgecolor": FLOOR, "markeredgewidth": 0.8}
-    axes.plot(x, line, color=colour, marker=marker, linewidth=_LINE, label=name, **edge)
+    axes.plot(x, line, color=colour, marker=marker, linewidth=LINE, label=name, **edge)
 
 
 def _milliseconds(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -163,7 +162,7 @@ def _milliseconds(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
             period * 1.06,
             f"{rate} Hz control, {period:.0f} ms",
             color=MUTED,
-            fontsize=_TEXT - 1,
+            fontsize=TEXT - 1,
             transform=axes.get_yaxis_transform(),
             va="bottom",
         )
@@ -171,16 +170,31 @@ def _milliseconds(axes: Axes, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _evaluations(axes: Axes, values: Sequence[int]) -> None:
     """A logarithmic axis with ticks where something was measured, as far as their labels have room."""
-    shown: list[int] = []
-    for value in values:
-        if not shown or value >= 1.2 * shown[-1]:
-            shown.append(value)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(FixedLocator(shown))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
-    axes.xaxis.set_minor_locator(NullLocator())
+    plain_ticks(axes, spaced(values, 1.2), "g")
     axes.set_xlim(values[0] / 1.15, values[-1] * 1.15)
-    axes.set_xlabel("evaluations a plan", color=MUTED, fontsize=_TEXT, labelpad=6)
+    axes.set_xlabel("evaluations a plan", color=MUTED, fontsize=TEXT, labelpad=6)
+
+
+def spaced(values: Sequence[float], ratio: float) -> list[float]:
+    """Of ascending values those that are at least so many times the one kept before."""
+    shown: list[float] = []
+    for value in values:
+        if not shown or value >= ratio * shown[-1]:
+            shown.append(value)
+    return shown
+
+
+def plain_ticks(axes: Axes, places: Sequence[float], form: str = ".3g") -> None:
+    """Ticks of the abscissa at these places alone, as plain numbers."""
+    axes.xaxis.set_major_locator(FixedLocator(list(places)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:{form}}"))
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def percentages(axes: Axes) -> None:
+    """Label shares on the ordinate as per cent."""
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f} %"))
 
 
 def training_figure(metrics: Sequence[Mapping[str, float]]) -> Figure:
@@ -197,9 +211,9 @@ def training_figure(metrics: Sequence[Mapping[str, float]]) -> Figure:
     step, loss = (np.array([row[key] for row in metrics], float) for key in ("step", "loss"))
     held = [(row["step"], row["validation"]) for row in metrics if row.get("validation") is not None]
     axes.plot(step, loss, color=ROBOT, alpha=0.22, linewidth=0.8, label="each step")
-    axes.plot(step, _smoothed(loss), color=ROBOT, linewidth=_LINE, label="training, smoothed")
+    axes.plot(step, _smoothed(loss), color=ROBOT, linewidth=LINE, label="training, smoothed")
     if held:
-        axes.plot(*np.array(held, float).T, "o-", color=PLAN, linewidth=_LINE, markersize=5, label="validation")
+        axes.plot(*np.array(held, float).T, "o-", color=PLAN, linewidth=LINE, markersize=5, label="validation")
     styled(axes, "Loss")
     axes.set_yscale("log")
     low, high = min([*_smoothed(loss), *(value for _, value in held)]), _smoothed(loss).max()
@@ -207,11 +221,11 @@ def training_figure(metrics: Sequence[Mapping[str, float]]) -> Figure:
     axes.set_ylim(0.8 * low, 1.1 * high)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axes.yaxis.set_minor_formatter(FuncFormatter(lambda y, _: f"{y:g}" if f"{y:.0e}"[0] in digits else ""))
-    axes.tick_params(which="minor", length=0, labelsize=_TEXT, labelcolor=MUTED)
+    axes.tick_params(which="minor", length=0, labelsize=TEXT, labelcolor=MUTED)
     axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if x >= 1000 else f"{x:g}"))
-    axes.set_xlabel("step", color=MUTED, fontsize=_TEXT, labelpad=6)
+    axes.set_xlabel("step", color=MUTED, fontsize=TEXT, labelpad=6)
     axes.set_xlim(step.min(), step.max() + 0.01 * (np.ptp(step) or 1.0))
-    axes.legend(loc="upper right", frameon=False, labelcolor=INK, fontsize=_TEXT, ncols=3)
+    axes.legend(loc="upper right", frameon=False, labelcolor=INK, fontsize=TEXT, ncols=3)
     figure.set_label("Loss of training, smoothed over a fiftieth of the run, and of demonstrations held out.")
     return figure
 
@@ -226,12 +240,12 @@ def rewards_figure(rewards: Sequence[float]) -> Figure:
     figure, (axes,) = _figure(3.1, [1], {"left": 0.055, "right": 0.99, "top": 0.87, "bottom": 0.16})
     share = 100 * (np.arange(len(values)) + 0.5) / len(values)
     axes.fill_between(share, values, color=ROBOT, alpha=0.15, linewidth=0)
-    axes.plot(share, values, color=ROBOT, linewidth=_LINE)
-    axes.axhline(values.mean(), color=PLAN, linewidth=_LINE, label=f"mean {values.mean():.3f}")
+    axes.plot(share, values, color=ROBOT, linewidth=LINE)
+    axes.axhline(values.mean(), color=PLAN, linewidth=LINE, label=f"mean {values.mean():.3f}")
     styled(axes, "Largest reward of an episode")
-    axes.set_xlabel("share of episodes, %", color=MUTED, fontsize=_TEXT, labelpad=6)
+    axes.set_xlabel("share of episodes, %", color=MUTED, fontsize=TEXT, labelpad=6)
     axes.set(xlim=(0, 100), ylim=(min(0.0, values[0]), None))
-    axes.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=_TEXT)
+    axes.legend(loc="lower right", frameon=False, labelcolor=INK, fontsize=TEXT)
     figure.set_label("The largest reward of every episode, sorted.")
     return figure
 
@@ -251,7 +265,7 @@ def _figure(height: float, widths: Sequence[float], margins: Mapping[str, float]
 def _bare(axes: Axes) -> None:
     axes.patch.set_visible(False)
     axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelsize=_TEXT, labelcolor=MUTED, pad=6)
+    axes.tick_params(length=0, labelsize=TEXT, labelcolor=MUTED, pad=6)
     axes.set_axisbelow(True)
 
 
@@ -273,10 +287,15 @@ def _complete(name: str, rows: Sequence[Mapping[str, Any]], keys: Sequence[str])
 
 __all__ = [
     "CONTROL",
+    "LINE",
     "ORCHID",
     "SERIES",
+    "TEXT",
     "TRACK",
+    "percentages",
+    "plain_ticks",
     "rewards_figure",
+    "spaced",
     "styled",
     "success_figure",
     "tradeoff_figure",

@@ -11,7 +11,7 @@ from gymnasium.spaces import Box
 from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
-from poise.evaluation.statistics import bootstrap, entropy, jerk, seam_jump, wilson
+from poise.evaluation.statistics import bootstrap, entropy, finite_mean, jerk, seam_jump, wilson
 from poise.evaluation.task import Task
 from poise.policies import Policy
 from poise.policies.control import Control, RecedingHorizon
@@ -243,15 +243,10 @@ def summary(episodes: Sequence[Episode], timing: Latency, demonstrated_entropy: 
         "plan_ms_median": timing.median,
         "plan_ms_p95": timing.p95,
         "evaluations": timing.evaluations,
-        "jerk": _mean([jerk(e.actions) for e in episodes]),
-        "seam_jump": _mean([seam_jump(e.actions, e.fresh) for e in episodes]),
+        "jerk": finite_mean([jerk(e.actions) for e in episodes]),
+        "seam_jump": finite_mean([seam_jump(e.actions, e.fresh) for e in episodes]),
         "episodes": len(episodes),
     }
-
-
-def _mean(values: Sequence[float]) -> float | None:
-    finite = [v for v in values if np.isfinite(v)]
-    return float(np.mean(finite)) if finite else None
 
 
 __all__ = ["Episode", "Latency", "Slots", "latency", "rollout", "summary"]

@@ -71,6 +71,12 @@ def entropy(modes: Sequence[int] | NDArray) -> float:
     return float(-(share * np.log(share)).sum())
 
 
+def finite_mean(values: Sequence[float]) -> float | None:
+    """Mean of the values that are finite; None where none is."""
+    finite = [v for v in values if math.isfinite(v)]
+    return float(np.mean(finite)) if finite else None
+
+
 def jerk(actions: NDArray) -> float:
     """Mean norm of the third difference of a sequence of actions `(steps, action)`, in action units a step cubed.
 
@@ -95,4 +101,4 @@ def seam_jump(actions: NDArray, fresh: NDArray[np.bool_]) -> float:
     return float(change[seam].mean() / change[~seam].mean())
 
 
-__all__ = ["Interval", "bootstrap", "entropy", "jerk", "paired_difference", "seam_jump", "wilson"]
+__all__ = ["Interval", "bootstrap", "entropy", "finite_mean", "jerk", "paired_difference", "seam_jump", "wilson"]

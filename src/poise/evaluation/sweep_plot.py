@@ -5,11 +5,10 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
 
-from poise.envs.drawing import FLOOR, SHADOW
+from poise.envs.drawing import FLOOR
 from poise.envs.pictures import INK, MUTED, WIDTH
-from poise.evaluation.plots import SERIES
+from poise.evaluation.plots import LINE, SERIES, TEXT, percentages, styled
 
 _DODGE = 0.06  # between lines, so that their intervals do not cover each other
 
@@ -37,24 +36,20 @@ def sweep_figure(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> Fi
         value, low, high = (np.array([row[key] for row in mine]) for key in ("success", "success_low", "success_high"))
         error = np.clip([value - low, high - value], 0, None)
         axes.errorbar(
-            place, value, yerr=error, color=colour, marker=marker, capsize=3, linewidth=1.9, label=name, zorder=2
+            place, value, yerr=error, color=colour, marker=marker, capsize=3, linewidth=LINE, label=name, zorder=2
         )
         for x, row in zip(place, mine, strict=True):
             axes.plot(
                 [x] * len(row["seeds"]), row["seeds"], ".", color=colour, alpha=0.45, markeredgecolor=FLOOR, zorder=1
             )
     axes.set_xticks(range(len(ticks)), ticks)
-    axes.set_xlabel(varied[0], color=MUTED, fontsize=9.5, labelpad=6)
-    axes.set_title("Success", loc="left", color=INK, fontsize=11, fontweight="bold", pad=9)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.0f} %"))
+    axes.set_xlabel(varied[0], color=MUTED, fontsize=TEXT, labelpad=6)
+    styled(axes, "Success")
+    percentages(axes)
     axes.set(xlim=(-0.4, len(ticks) - 0.6), ylim=(-0.02, 1.02))
-    axes.grid(axis="y", color=SHADOW, linewidth=0.8)
-    axes.spines[:].set_visible(False)
-    axes.tick_params(length=0, labelsize=9.5, labelcolor=MUTED, pad=6)
-    axes.set_axisbelow(True)
     if len(names) > 1:
         figure.legend(
-            loc="upper right", ncols=min(4, len(names)), frameon=False, labelcolor=INK, fontsize=9.5, borderaxespad=0.2
+            loc="upper right", ncols=min(4, len(names)), frameon=False, labelcolor=INK, fontsize=TEXT, borderaxespad=0.2
         )
     figure.set_label(
         "Success over the episodes of all training seeds with its 95 % interval (Wilson); the dots are single seeds."

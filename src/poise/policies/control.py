@@ -1,12 +1,12 @@
 """Controllers: run-time state around a stateless policy, for any number of robots at once."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.policies.memory import Memory, Robots
+from poise.policies.memory import Age, Mask, Memory, Robots, Seeds, Seen
 from poise.policies.policy import Policy
 
 Planner = Callable[[Memory, Robots], NDArray[np.float32]]
@@ -30,7 +30,7 @@ class Controller(Protocol):
         """Whether the last action returned was the first of a new plan, `(robots,)`."""
         ...
 
-    def reset(self, seeds: Sequence[int] | NDArray[np.integer], which: NDArray[np.bool_] | None = None) -> None:
+    def reset(self, seeds: Seeds, which: Mask = None) -> None:
         """Forget history and plan, and seed the noise, of all robots or of those of the mask `which`.
 
         Args:
@@ -39,12 +39,7 @@ class Controller(Protocol):
         """
         ...
 
-    def act(
-        self,
-        observation: Mapping[str, NDArray],
-        which: NDArray[np.bool_] | None = None,
-        age: int | NDArray[np.integer] | None = None,
-    ) -> NDArray[np.float32]:
+    def act(self, observation: Seen, which: Mask = None, age: Age = None) -> NDArray[np.float32]:
         """The action of every robot for now, `(robots, action)`, in the units of the data: one control step.
 
         Args:
@@ -87,17 +82,12 @@ class RecedingHorizon:
         self._plan = np.zeros((robots, policy.spec.horizon, policy.spec.action), np.float32)
         self._next, self._end = np.zeros(robots, int), np.zeros(robots, int)
 
-    def reset(self, seeds: Sequence[int] | NDArray[np.integer], which: NDArray[np.bool_] | None = None) -> None:
+    def reset(self, seeds: Seeds, which: Mask = None) -> None:
         """Forget history and plan, and seed the noise; see `Controller.reset`."""
         chosen = self._memory.reset(seeds, which)
         self._next[chosen] = self._end[chosen] = 0
 
-    def act(
-        self,
-        observation: Mapping[str, NDArray],
-        which: NDArray[np.bool_] | None = None,
-        age: int | NDArray[np.integer] | None = None,
-    ) -> NDArray[np.float32]:
+    def act(self, observation: Seen, which: Mask = None, age: Age = None) -> NDArray[np.float32]:
         """The action of every robot for now; see `Controller.act`."""
         memory = self._memory
         active = memory.observe(observation, which, age)

@@ -1,11 +1,9 @@
 """Temporal ensembling: a plan at every step, and the average of what all of them say about now."""
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.policies.memory import Memory
+from poise.policies.memory import Age, Mask, Memory, Seeds, Seen
 from poise.policies.policy import Policy
 
 
@@ -38,16 +36,11 @@ class TemporalEnsemble:
         self._made, self._begin = np.full((robots, horizon), -1), np.zeros((robots, horizon), int)
         self._action = np.zeros((robots, policy.spec.action), np.float32)
 
-    def reset(self, seeds: Sequence[int] | NDArray[np.integer], which: NDArray[np.bool_] | None = None) -> None:
+    def reset(self, seeds: Seeds, which: Mask = None) -> None:
         """Forget history and plans, and seed the noise; see `Controller.reset`."""
         self._made[self._memory.reset(seeds, which)] = -1
 
-    def act(
-        self,
-        observation: Mapping[str, NDArray],
-        which: NDArray[np.bool_] | None = None,
-        age: int | NDArray[np.integer] | None = None,
-    ) -> NDArray[np.float32]:
+    def act(self, observation: Seen, which: Mask = None, age: Age = None) -> NDArray[np.float32]:
         """The action of every robot for now; see `Controller.act`."""
         memory = self._memory
         self.fresh = memory.observe(observation, which, age)

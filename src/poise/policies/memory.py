@@ -14,6 +14,18 @@ from poise.typing import Noise
 Robots = NDArray[np.intp]
 """Indices of robots."""
 
+Seeds = Sequence[int] | NDArray[np.integer]
+"""One seed a robot that is reset, in the order of the robots."""
+
+Seen = Mapping[str, NDArray]
+"""Name of a feature -> `(robots, ...)`, one observation a robot."""
+
+Mask = NDArray[np.bool_] | None
+"""Which robots are meant, `(robots,)`; None means all."""
+
+Age = int | NDArray[np.integer] | None
+"""Control steps since an observation was taken, one number or `(robots,)`; None means 0."""
+
 
 class Memory:
     """Clocks, histories and sources of noise of any number of robots.
@@ -47,7 +59,7 @@ class Memory:
         self.now, self.seen = np.full(robots, -1), np.full(robots, -1)
         self.reset(range(robots))
 
-    def reset(self, seeds: Sequence[int] | NDArray[np.integer], which: NDArray[np.bool_] | None = None) -> Robots:
+    def reset(self, seeds: Seeds, which: Mask = None) -> Robots:
         """Forget the histories, and seed the noise, of all robots or of those of the mask `which`; return which."""
         chosen = np.arange(self.robots) if which is None else np.flatnonzero(which)
         for robot, seed in zip(chosen, seeds, strict=True):
@@ -57,12 +69,7 @@ class Memory:
         self.now[chosen] = -1
         return chosen
 
-    def observe(
-        self,
-        observation: Mapping[str, NDArray],
-        which: NDArray[np.bool_] | None = None,
-        age: int | NDArray[np.integer] | None = None,
-    ) -> NDArray[np.bool_]:
+    def observe(self, observation: Seen, which: Mask = None, age: Age = None) -> NDArray[np.bool_]:
         """One control step with an observation; return the mask of the robots that it is for.
 
         Args:
@@ -92,7 +99,7 @@ class Memory:
         self.seen[active] = taken[active]
         return active
 
-    def _checked(self, observation: Mapping[str, NDArray], active: NDArray[np.bool_]) -> dict[str, NDArray]:
+    def _checked(self, observation: Seen, active: NDArray[np.bool_]) -> dict[str, NDArray]:
         """The features that are given, once they are found to fit."""
         rows = {}
         for name, history in self._history.items():
@@ -119,7 +126,7 @@ class Memory:
             rows[name] = got
         return rows
 
-    def _age(self, age: int | NDArray[np.integer] | None, active: NDArray[np.bool_]) -> NDArray[np.integer]:
+    def _age(self, age: Age, active: NDArray[np.bool_]) -> NDArray[np.integer]:
         ages, horizon = np.asarray(0 if age is None else age), self.policy.spec.horizon
         if ages.shape not in ((), (self.robots,)) or not np.issubdtype(ages.dtype, np.integer):
             raise ValueError(
@@ -169,4 +176,4 @@ class Memory:
         return self.policy.plan(self.window(robots), self.noise(robots)).cpu().numpy()
 
 
-__all__ = ["Memory", "Robots"]
+__all__ = ["Age", "Mask", "Memory", "Robots", "Seeds", "Seen"]

@@ -1,13 +1,14 @@
 """Controllers around a controller: one that records, and one that delays what is seen."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from poise.data import Episodes
 from poise.policies.control import Controller
+from poise.policies.memory import Age, Mask, Seeds, Seen
 
 
 class Recorded:
@@ -29,18 +30,13 @@ class Recorded:
         """Whether the last action returned was the first of a new plan, `(robots,)`."""
         return self._controller.fresh
 
-    def reset(self, seeds: Sequence[int] | NDArray[np.integer], which: NDArray[np.bool_] | None = None) -> None:
+    def reset(self, seeds: Seeds, which: Mask = None) -> None:
         """Reset the controller, and begin a new episode of the robots that are reset."""
         self._controller.reset(seeds, which)
         for robot in range(self.robots) if which is None else np.flatnonzero(which):
             self._records[robot].append([])
 
-    def act(
-        self,
-        observation: Mapping[str, NDArray],
-        which: NDArray[np.bool_] | None = None,
-        age: int | NDArray[np.integer] | None = None,
-    ) -> NDArray[np.float32]:
+    def act(self, observation: Seen, which: Mask = None, age: Age = None) -> NDArray[np.float32]:
         """The actions of the controller, recorded."""
         now = np.float64(self._clock())
         actions = self._controller.act(observation, which, age)
@@ -101,18 +97,13 @@ class Delayed:
         """Whether the last action returned was the first of a new plan, `(robots,)`."""
         return self._controller.fresh
 
-    def reset(self, seeds: Sequence[int] | NDArray[np.integer], which: NDArray[np.bool_] | None = None) -> None:
+    def reset(self, seeds: Seeds, which: Mask = None) -> None:
         """Reset the controller, and forget what is under way to the robots that are reset."""
         self._controller.reset(seeds, which)
         for robot in range(self.robots) if which is None else np.flatnonzero(which):
             self._past.pop(int(robot), None)
 
-    def act(
-        self,
-        observation: Mapping[str, NDArray],
-        which: NDArray[np.bool_] | None = None,
-        age: int | NDArray[np.integer] | None = None,
-    ) -> NDArray[np.float32]:
+    def act(self, observation: Seen, which: Mask = None, age: Age = None) -> NDArray[np.float32]:
         """The actions of the controller for the observations that have come through; an `age` adds to the delay."""
         wrong = {name: np.shape(values) for name, values in observation.items() if len(values) != self.robots}
         if wrong:

@@ -1,14 +1,12 @@
 """Warm starts: the last plan, moved on and made noisy again, is where the next one begins."""
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from poise.policies.control import RecedingHorizon
 from poise.policies.diffusion import DiffusionPolicy
-from poise.policies.memory import Memory, Robots
+from poise.policies.memory import Age, Mask, Memory, Robots, Seeds, Seen
 
 
 class WarmStart:
@@ -57,17 +55,12 @@ class WarmStart:
         """Whether the last action returned was the first of a new plan, `(robots,)`."""
         return self._control.fresh
 
-    def reset(self, seeds: Sequence[int] | NDArray[np.integer], which: NDArray[np.bool_] | None = None) -> None:
+    def reset(self, seeds: Seeds, which: Mask = None) -> None:
         """Forget history and plan, and seed the noise; see `Controller.reset`."""
         self._control.reset(seeds, which)
         self._known[slice(None) if which is None else which] = False
 
-    def act(
-        self,
-        observation: Mapping[str, NDArray],
-        which: NDArray[np.bool_] | None = None,
-        age: int | NDArray[np.integer] | None = None,
-    ) -> NDArray[np.float32]:
+    def act(self, observation: Seen, which: Mask = None, age: Age = None) -> NDArray[np.float32]:
         """The action of every robot for now; see `Controller.act`."""
         return self._control.act(observation, which, age)
 

@@ -140,14 +140,13 @@ class _Multistep(_Exponential):
     def step(
         self, denoise: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise, memory: Any = None
     ) -> tuple[Tensor, Any]:
-        """One step; the memory is the last values and their log-SNR, newest first."""
+        """One step; the memory is the last values and their levels, newest first."""
         here, there, x0 = schedule.at(t), schedule.at(s), denoise(x, t)
         if math.isinf(there.log_snr):  # a schedule that ends without noise, at the prediction
             return there.alpha * x0, None
-        kept = usable(self.order, here, there, memory) - 1
-        past = ((self._value(x, x0, here), here.log_snr), *(memory or ())[:kept])
+        past = usable(((self._value(x, x0, here), here), *(memory or ())), self.order, there)
         linear, h = self._linear(here, there), there.log_snr - here.log_snr
-        nodes = tuple((log_snr - here.log_snr) / h for _, log_snr in past)
+        nodes = tuple((level.log_snr - here.log_snr) / h for _, level in past)
         published = self.order == len(nodes) == 2
         weights = midpoint_weights(linear.k, nodes[1]) if published else exact_weights(linear.k, nodes)
         x = advance(linear, x, weights, [value for value, _ in past])

@@ -24,6 +24,9 @@ from torch import Tensor
 
 from poise.schedules import Level
 
+Values = tuple[tuple[Tensor, Level], ...]
+"""What a polynomial goes through, and where."""
+
 _SMALL = 0.05  # below it the recursion of the moments cancels, and eight terms of their series are exact
 
 
@@ -89,15 +92,23 @@ def midpoint_weights(k: float, u: float) -> tuple[float, float]:
     return whole * (1 - 0.5 / u), whole * 0.5 / u
 
 
-def usable(order: int, here: Level, there: Level, past: Sequence[tuple[Tensor, float]] | None) -> int:
-    """How many values a step may extrapolate from: one on a last stride of log-SNR of over twice the one before it.
+def usable(values: Values, order: int, there: Level) -> Values:
+    """The values that a step to `there` may extrapolate from: the newest one on a long last stride, else `order`.
 
-    `past` are the values before that of the step, each with its log-SNR, newest first.
+    Long is a stride of log-SNR of over twice the one before it, as is the last one on a uniform grid of time. There the
+    polynomial would be followed far beyond its values, and the errors of a learned denoiser with it.
 
-    The polynomial through the last values would be followed far beyond them, and the errors of a learned denoiser with
-    it. On a uniform grid of time the last stride is several times the one before.
+    Args:
+        values: Each with its level, newest first, at the begin of the step.
+        order: The largest number of values.
+        there: The level at the end of the step.
     """
-    return 1 if past and there.t == 0 and there.log_snr - here.log_snr > 2 * (here.log_snr - past[0][1]) else order
+    long = (
+        there.t == 0
+        and len(values) > 1
+        and there.log_snr - values[0][1].log_snr > 2 * (values[0][1].log_snr - values[1][1].log_snr)
+    )
+    return values[: 1 if long else order]
 
 
 def advance(linear: Linear, x: Tensor, weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
@@ -110,6 +121,7 @@ def advance(linear: Linear, x: Tensor, weights: Sequence[float], values: Sequenc
 
 __all__ = [
     "Linear",
+    "Values",
     "advance",
     "data_linear",
     "exact_weights",

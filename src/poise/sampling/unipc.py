@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from poise.sampling.polynomials import advance, data_linear, exact_weights, midpoint_weights, usable
+from poise.sampling.polynomials import Values, advance, data_linear, exact_weights, midpoint_weights, usable
 from poise.sampling.sampler import Sampler
 from poise.schedules import Level, Schedule
 from poise.typing import Denoiser, Noise
@@ -16,7 +16,7 @@ class _Memory(NamedTuple):
     """The corrected sample at the last level, and values of x0 with their levels, newest first."""
 
     x: Tensor
-    past: tuple[tuple[Tensor, Level], ...]
+    past: Values
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,10 @@ class UniPC(Sampler):
             x = _through(memory.x, memory.past[0][1], here, past[: self.order + 1])
         if math.isinf(there.log_snr):
             return there.alpha * x0, None
-        count = usable(self.order, here, there, [(value, level.log_snr) for value, level in past[1:]])
-        return _through(x, here, there, past[:count]), _Memory(x, past[: self.order])
+        return _through(x, here, there, usable(past, self.order, there)), _Memory(x, past[: self.order])
 
 
-def _through(x: Tensor, here: Level, there: Level, values: tuple[tuple[Tensor, Level], ...]) -> Tensor:
+def _through(x: Tensor, here: Level, there: Level, values: Values) -> Tensor:
     """The step from `here` to `there` with the polynomial through the values."""
     linear, h = data_linear(here, there), there.log_snr - here.log_snr
     nodes = tuple((level.log_snr - here.log_snr) / h for _, level in values)

@@ -14,8 +14,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from poise import Episodes, PolicySpec, Recipe, Task, TrainingSpec
-from poise.data.formats.npz import read_npz, write_npz
+from poise import Episodes, PolicySpec, Recipe, Task, TrainingSpec, read, write
 from poise.envs.metaworld import collect
 
 FEATURES = {"hand": (3,), "gripper": (1,), "object": (3,), "goal": (3,)}
@@ -23,14 +22,14 @@ DEMONSTRATIONS = 100
 NOISE = 0.2  # of the executed motion, so that the data show how to recover; the labels have none
 
 
-def read(path: Path | None, task: str) -> Episodes:
+def demonstrations(path: Path | None, task: str) -> Episodes:
     """Demonstrations from a file, or from the expert, whose are kept for the next time."""
     path = path or Path("out/demonstrations") / f"{task}-{DEMONSTRATIONS}.npz"
     if not path.exists():
         data = collect(task, DEMONSTRATIONS, seed=0, noise=NOISE)
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_npz(path, Episodes({name: data[name] for name in (*FEATURES, "action")}, data["episode_ends"]))
-    return read_npz(path)
+        write(path, Episodes({name: data[name] for name in (*FEATURES, "action")}, data["episode_ends"]))
+    return read(path)
 
 
 def make(task: str) -> Recipe:
@@ -39,7 +38,7 @@ def make(task: str) -> Recipe:
         policy=PolicySpec(FEATURES, action=4),
         training=TrainingSpec(),
         task=Task("poise.envs.metaworld:poise/MetaWorld-v0", {"task": task}, extra="manipulation", slots=10),
-        read=partial(read, task=task),
+        read=partial(demonstrations, task=task),
     )
 
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poise import MLP, Episodes, PolicySpec, Recipe, Relative, Standard, Task, TrainingSpec
-from poise.data.formats.zarr import read_zarr
+from poise import MLP, Episodes, PolicySpec, Recipe, Relative, Standard, Task, TrainingSpec, read
 
 CENTRE = 256.0  # px, of the square table of 512 px and of the goal
 
@@ -43,11 +42,11 @@ def mirrored(state: NDArray, action: NDArray) -> tuple[NDArray, NDArray]:
     return np.hstack([512 - agent[:, ::-1], 512 - block[:, ::-1], np.pi / 2 - angle]), 512 - action[:, ::-1]
 
 
-def read(path: Path | None) -> Episodes:
+def demonstrations(path: Path | None) -> Episodes:
     """The demonstrations."""
     if path is None:
         raise ValueError("the Push-T recipe got no data, expected --data pusht_cchi_v7_replay.zarr")
-    raw = read_zarr(path, ("state", "action"))
+    raw = read(path, ("state", "action"))
     return episodes(raw.features["state"].astype(np.float64), raw.features["action"].astype(np.float64), raw.ends)
 
 
@@ -73,7 +72,7 @@ recipe = Recipe(
     ),
     training=TrainingSpec(minutes=19.5, steps=100_000, batch=512, bfloat16=True),
     task=Task("gym_pusht:gym_pusht/PushT-v0", {"obs_type": "state"}, observe, extra="pusht"),
-    read=read,
+    read=demonstrations,
     enlarge=with_mirrored,
     padded=8,
 )

@@ -27,8 +27,8 @@ from poise import (
     Standard,
     Task,
     TrainingSpec,
+    read,
 )
-from poise.data.formats.zarr import read_zarr
 
 
 def observe(observation: Any) -> dict[str, NDArray]:
@@ -36,11 +36,11 @@ def observe(observation: Any) -> dict[str, NDArray]:
     return {"image": np.asarray(observation["pixels"]), "agent": np.asarray(observation["agent_pos"])}
 
 
-def read(path: Path | None) -> Episodes:
+def demonstrations(path: Path | None) -> Episodes:
     """The demonstrations."""
     if path is None:
         raise ValueError("the Push-T recipe got no data, expected --data pusht_cchi_v7_replay.zarr")
-    raw = read_zarr(path, ("state", "action", "img"))
+    raw = read(path, ("state", "action", "img"))
     images, state = raw.features["img"].astype(np.uint8), raw.features["state"]
     return Episodes({"image": images, "agent": state[:, :2], "action": raw.features["action"]}, raw.ends)
 
@@ -68,7 +68,7 @@ recipe = Recipe(
     ),
     training=TrainingSpec(minutes=77, steps=100_000, batch=128, ema_maximum=0.999, bfloat16=True),
     task=Task("gym_pusht:gym_pusht/PushT-v0", {"obs_type": "pixels_agent_pos"}, observe, extra="pusht"),
-    read=read,
+    read=demonstrations,
     enlarge=with_mirrored,
     padded=8,
 )

@@ -13,17 +13,20 @@ from poise.data import (
     Batch,
     ColourJitter,
     Crop,
+    DataError,
     Episodes,
+    Facts,
     Limits,
     Normaliser,
     Pixels,
     Quantile,
+    Role,
     Scaling,
     Standard,
     Unscaled,
     Windows,
-    read_npz,
-    write_npz,
+    read,
+    write,
 )
 from poise.denoisers import Diffusion, Gaussian, Mixture
 from poise.diagnostics import energy_distance, gaussian_w2, kolmogorov_smirnov, mmd, score_error, sliced_wasserstein
@@ -121,6 +124,9 @@ from poise.schedules import VE, Karras, Rectified, Schedule, SubVP, Tabulated, V
 from poise.training import EMA, TrainingSpec, train
 
 __all__ = [
+    "DataError",
+    "Facts",
+    "Role",
     "CNN",
     "DDIM",
     "DDPM",
@@ -249,7 +255,7 @@ __all__ = [
     "posterior",
     "prefixed",
     "probability_flow",
-    "read_npz",
+    "read",
     "reconstruct",
     "reverse_sde",
     "rollout",
@@ -267,5 +273,5 @@ __all__ = [
     "train",
     "transition",
     "until",
-    "write_npz",
+    "write",
 ]

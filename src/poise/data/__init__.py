@@ -2,24 +2,43 @@
 
 from poise.data.augment import Augmentation, ColourJitter, Crop
 from poise.data.episodes import Episodes
-from poise.data.formats.npz import read_npz, write_npz
+from poise.data.facts import Facts, Role
 from poise.data.normalise import Limits, Normaliser, Pixels, Quantile, Scaling, Standard, Unscaled
+from poise.data.reading import by_episode, convert, known_formats, open_dataset, read, recognised, write
+from poise.data.source import Contents, Feature, Finding, Format, Rows, Severity, Sink, Source
+from poise.data.untrusted import DataError
 from poise.data.windows import Batch, Windows
 
 __all__ = [
     "Augmentation",
     "Batch",
     "ColourJitter",
+    "Contents",
     "Crop",
+    "DataError",
     "Episodes",
+    "Facts",
+    "Feature",
+    "Finding",
+    "Format",
     "Limits",
     "Normaliser",
     "Pixels",
     "Quantile",
+    "Role",
+    "Rows",
     "Scaling",
+    "Severity",
+    "Sink",
+    "Source",
     "Standard",
     "Unscaled",
     "Windows",
-    "read_npz",
-    "write_npz",
+    "by_episode",
+    "convert",
+    "known_formats",
+    "open_dataset",
+    "read",
+    "recognised",
+    "write",
 ]

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from poise.data.facts import Facts
+
 _CHUNK = 65536  # rows checked for NaN at a time, so that memory-mapped features stay on disk
 
 
@@ -16,13 +18,18 @@ class Episodes:
     Attributes:
         features: Name -> array `(steps, ...)`, in the units of the data; `action[i]` answers the observation of row i.
         ends: `(episodes,)`, cumulative and exclusive: episode k is the rows `ends[k-1]` to `ends[k] - 1`.
+        tasks: One instruction an episode, such as `push the T to the goal`; empty where there are none.
+        facts: What features are for, their names, and how fast they came.
 
     Raises:
-        ValueError: No feature, unequal lengths, ends that do not increase or do not reach the last row, NaN, infinity.
+        ValueError: No feature, unequal lengths, ends that do not increase or do not reach the last row, another number
+            of tasks than of episodes, NaN, infinity.
     """
 
     features: Mapping[str, NDArray]
     ends: NDArray[np.int64]
+    tasks: tuple[str, ...] = ()
+    facts: Facts = Facts()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "ends", np.asarray(self.ends, dtype=np.int64).reshape(-1))
@@ -41,6 +48,8 @@ class Episodes:
             raise ValueError(
                 f"Episodes got a last end of {self.ends[-1]}, expected {steps}, the length of the features"
             )
+        if self.tasks and len(self.tasks) != len(self.ends):
+            raise ValueError(f"Episodes got {len(self.tasks)} tasks for {len(self.ends)} episodes, expected one each")
         for name, array in self.features.items():
             self._check_finite(name, array)
 
@@ -86,13 +95,16 @@ class Episodes:
                 "drop or rename what only one side has"
             )
         rows = {name: np.concatenate([array, other.features[name]]) for name, array in self.features.items()}
-        return Episodes(rows, np.concatenate([self.ends, self.steps + other.ends]))
+        tasks = self.tasks + other.tasks if self.tasks and other.tasks else ()
+        return Episodes(rows, np.concatenate([self.ends, self.steps + other.ends]), tasks, self.facts)
 
     def select(self, chosen: Sequence[int] | NDArray) -> "Episodes":
         """The chosen episodes, in the given order, as a copy."""
         rows = np.concatenate([np.arange(self.starts[i], self.ends[i]) for i in chosen])
         lengths = self.ends - self.starts
-        return Episodes({k: v[rows] for k, v in self.features.items()}, np.cumsum(lengths[np.asarray(chosen)]))
+        tasks = tuple(self.tasks[i] for i in chosen) if self.tasks else ()
+        arrays = {name: array[rows] for name, array in self.features.items()}
+        return Episodes(arrays, np.cumsum(lengths[np.asarray(chosen)]), tasks, self.facts)
 
     def split(self, share: float, seed: int = 42) -> "tuple[Episodes, Episodes]":
         """Training and validation episodes; `round(share * episodes)` of them, at least one, are held out.

@@ -1,0 +1,193 @@
+"""Datasets opened episode by episode: what a format translates to `Source` and from `Sink`.
+
+Reading, conversion, statistics and the doctor know these two and no format. To add a format, write one file in
+`poise.data.formats` with a `Format`, a `Source` and, where it is written too, a `Sink`: the conformance tests find it.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from types import TracebackType
+from typing import ClassVar, NamedTuple, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from poise.data.facts import Facts
+
+Rows = Mapping[str, NDArray]
+"""Feature -> rows `(steps, ...)` of one episode."""
+
+
+class Severity(StrEnum):
+    """How bad a finding is."""
+
+    ERROR = "error"
+    WARNING = "warning"
+
+
+class Finding(NamedTuple):
+    """One thing that is wrong with a dataset.
+
+    Attributes:
+        code: Short and stable, such as `nan`.
+        severity: How bad it is.
+        message: What was found and what to do.
+        feature: Where, or None.
+        episode: Number of the episode, or None for all.
+        frame: Row within the episode, or None.
+    """
+
+    code: str
+    severity: Severity
+    message: str
+    feature: str | None = None
+    episode: int | None = None
+    frame: int | None = None
+
+
+@dataclass(frozen=True)
+class Feature:
+    """What a feature looks like in a file.
+
+    Attributes:
+        dtype: As NumPy writes it.
+        shape: Of one row.
+        video: Its rows are decoded from a film, which takes time and loses a little.
+    """
+
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    video: bool = False
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What is in a dataset, without its rows.
+
+    Attributes:
+        features: Name -> what it looks like.
+        lengths: `(episodes,)`, their rows.
+        facts: What holds for all episodes.
+        tasks: One instruction an episode; empty where there are none.
+        subsets: Name -> numbers of episodes, such as `train` and `valid`.
+    """
+
+    features: Mapping[str, Feature]
+    lengths: NDArray[np.int64]
+    facts: Facts = Facts()
+    tasks: tuple[str, ...] = ()
+    subsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+class Source(ABC):
+    """A dataset opened for reading; a context manager.
+
+    Args:
+        path: Where it is.
+        contents: What is in it.
+        resources: What is closed with it.
+    """
+
+    def __init__(self, path: Path, contents: Contents, resources: ExitStack | None = None) -> None:
+        self.path, self.contents = path, contents
+        self._resources = resources or ExitStack()
+
+    @abstractmethod
+    def rows(self, episode: int, names: Sequence[str]) -> dict[str, NDArray]:
+        """Rows of one episode, of the dtypes and shapes of `contents`; their values are not checked.
+
+        Raises:
+            DataError: The file is broken there.
+        """
+
+    @abstractmethod
+    def whole(self, names: Sequence[str]) -> dict[str, NDArray] | None:
+        """All rows of the features, where this is faster than by episode, as a map of the file or a copy; else None.
+
+        Raises:
+            DataError: The file is broken there.
+        """
+
+    @abstractmethod
+    def findings(self) -> Iterator[Finding]:
+        """What is wrong with the file that its rows do not show, such as missing statistics."""
+
+    def __len__(self) -> int:
+        return len(self.contents.lengths)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._resources.close()
+
+
+class Sink(ABC):
+    """A dataset that is being written; a context manager that finishes it, or leaves nothing if an error passes."""
+
+    @abstractmethod
+    def append(self, rows: Rows, task: str = "") -> None:
+        """Write one episode."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Complete the dataset and put it in its place."""
+
+    @abstractmethod
+    def abandon(self) -> None:
+        """Remove what was written."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self.finish()
+        else:
+            self.abandon()
+
+
+@dataclass(frozen=True)
+class Format(ABC):
+    """One format of demonstrations.
+
+    Attributes:
+        name: What `--format` calls it.
+        suffix: Of paths that `write` gives this format unless told otherwise; empty for none.
+    """
+
+    name: ClassVar[str]
+    suffix: ClassVar[str]
+
+    @abstractmethod
+    def recognises(self, path: Path) -> bool:
+        """Whether an existing path looks like one of this format; cheap, and without the packages that it needs."""
+
+    @abstractmethod
+    def open(self, path: Path) -> Source:
+        """Open a dataset.
+
+        Raises:
+            DataError: It is broken.
+            ImportError: Names the extra that is missing.
+        """
+
+    @abstractmethod
+    def create(self, path: Path, contents: Contents) -> Sink:
+        """Begin to write a dataset of such contents, whose `lengths` count for its subsets alone.
+
+        Raises:
+            ValueError: A format that is only read, or features that it cannot hold.
+            ImportError: Names the extra that is missing.
+        """
+
+
+__all__ = ["Contents", "Feature", "Finding", "Format", "Rows", "Severity", "Sink", "Source"]

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ def _arrays(path: Path) -> dict[str, NDArray]:
             return {one.filename.removesuffix(".npy"): _array(path, archive, one) for one in entries}
     except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
         raise DataError(path, "archive", f"is broken or none of NumPy ({error}): write it anew") from error
-    except zipfile.zlib.error as error:
+    except zlib.error as error:
         raise DataError(path, "archive", f"is broken ({error}): write it anew") from error
 
 
@@ -100,7 +101,7 @@ class _Archive(Sink):
         contents, first = self._contents, next(iter(self._rows.values()))
         tasks = self._tasks if any(self._tasks) else []
         about: Mapping[str, Any] = {"facts": contents.facts.plain(), "tasks": tasks, "subsets": contents.subsets}
-        arrays = {name: np.concatenate(kept) for name, kept in self._rows.items()}
+        arrays: dict[str, Any] = {name: np.concatenate(kept) for name, kept in self._rows.items()}
         arrays[_ENDS] = np.cumsum([len(rows) for rows in first])
         arrays[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
         aside = self._path.with_name(f".{os.getpid()}.{self._path.name}")

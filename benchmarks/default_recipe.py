@@ -47,7 +47,7 @@ def defaults(name: str, minutes: float | None) -> Recipe:
 def trained(recipe: Recipe, out: Path, data: Path | None) -> tuple[DiffusionPolicy, dict[str, Any]]:
     """The policy of the checkpoint in `out`, made if it is not there, and the end of its training."""
     if not (out / "policy.safetensors").exists():
-        training, validation = (recipe.windows(part) for part in recipe.demonstrations(data))
+        training, validation = recipe.parts(data)
         fit(DiffusionPolicy, recipe.policy, recipe.training, (training, validation), out, {"machine": machine()})
     policy, notes = load_checkpoint(out)
     if not isinstance(policy, DiffusionPolicy):

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from poise import DiffusionPolicy, RecedingHorizon, Recipe, load_checkpoint, load_recipe, rollout
+from poise import DiffusionPolicy, RecedingHorizon, Recipe, load, load_recipe, rollout
 from poise.cli.train import machine
 from poise.evaluation import Episode, bootstrap, jerk, seam_jump, wilson
 from poise.policies.control import Control
@@ -137,7 +137,7 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     begin, rows = time.perf_counter(), []
-    policy, recipe = load_checkpoint(arguments.checkpoint).policy, load_recipe(arguments.recipe)
+    policy, recipe = load(arguments.checkpoint), load_recipe(arguments.recipe)
     if not isinstance(policy, DiffusionPolicy):
         raise ValueError(f"{arguments.checkpoint} holds a {type(policy).__name__}, expected a DiffusionPolicy")
     print(HEAD)

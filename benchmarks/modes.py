@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Polygon
 from numpy.typing import NDArray
 
-from poise import DiffusionPolicy, Policy, RecedingHorizon, Recipe, load_checkpoint, load_recipe
+from poise import DiffusionPolicy, Policy, RecedingHorizon, Recipe, load, load_recipe
 from poise.cli.train import machine
 from poise.envs.drawing import GOAL, PLAN, ROBOT, SHADOW
 from poise.evaluation import entropy
@@ -91,7 +91,7 @@ def main() -> None:
     recipe, seeds = load_recipe(arguments.recipe), range(arguments.seed, arguments.seed + arguments.runs)
     went: dict[str, NDArray[np.float64]] = {}
     for checkpoint in arguments.checkpoints:
-        policy = load_checkpoint(checkpoint).policy
+        policy = load(checkpoint)
         if isinstance(policy, DiffusionPolicy):
             for temperature in arguments.temperatures:
                 name = f"{checkpoint.name}, temperature {temperature:g}"

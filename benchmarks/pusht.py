@@ -30,7 +30,7 @@ from poise import (
     UNet1D,
     Velocity,
     VPCosine,
-    load_checkpoint,
+    load,
     load_recipe,
     rollout,
 )
@@ -90,7 +90,7 @@ def train_one(study: Study, name: str) -> str:
     """Make the checkpoint of a name, in a process of its own."""
     torch.set_num_threads(1)
     recipe = variant(load_recipe(study.recipe), name, study.steps)
-    training, validation = (recipe.windows(part) for part in recipe.demonstrations(study.data))
+    training, validation = recipe.parts(study.data)
     fit(
         DiffusionPolicy,
         recipe.policy,
@@ -106,7 +106,7 @@ def run_one(study: Study, cell: Cell) -> dict[str, Any]:
     """The figures of a cell, in a process of its own."""
     torch.set_num_threads(1)
     recipe = variant(load_recipe(study.recipe), cell.policy, study.steps)
-    policy = load_checkpoint(study.out / cell.policy).policy
+    policy = load(study.out / cell.policy)
     if not isinstance(policy, DiffusionPolicy):
         raise ValueError(f"{cell.policy} is a {type(policy).__name__}, expected a DiffusionPolicy")
     policy.spec = recipe.policy  # what the benchmark runs, whatever bound or sampler was saved

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from poise import Policy, Recipe, Task, load_checkpoint, load_recipe, rollout
+from poise import Policy, Recipe, Task, load, load_recipe, rollout
 from poise.cli.train import machine
 from poise.evaluation import Episode, bootstrap, wilson
 from poise.policies.novelty import Novelty
@@ -160,8 +160,8 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     gymnasium.register(ENVIRONMENT, entry_point=shifted, max_episode_steps=300)
     begin, recipe = time.perf_counter(), load_recipe(arguments.recipe)
-    policy = load_checkpoint(arguments.checkpoint).policy
-    training, held_out = (recipe.windows(part) for part in recipe.demonstrations(arguments.data))
+    policy = load(arguments.checkpoint)
+    training, held_out = recipe.parts(arguments.data)
     novelty = Novelty.fit(policy, training, held_out)
     print(f"{'shift':<8}{'strength':>9}{'success':>9}{'95 %':>14}{'reward':>8}{'tokens':>9}{'range':>9}{'p < 0.01':>9}")
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)

@@ -4,7 +4,11 @@ poise train recipes/navigate.py
 poise evaluate out/navigate --recipe recipes/navigate.py
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
 
 from poise import Episodes, PolicySpec, Recipe, Task, TrainingSpec
 from poise.envs import Map, demonstrate
@@ -25,9 +29,14 @@ def read(path: Path | None) -> Episodes:
     return Episodes({name: data[name] for name in (*FEATURES, "action")}, data["episode_ends"])
 
 
+def restart(row: Mapping[str, NDArray]) -> dict[str, Any]:
+    """Options of a reset to where an episode began, where robots rest."""
+    return {"position": row["position"], "goal": row["goal"]}
+
+
 recipe = Recipe(
     policy=PolicySpec(FEATURES, action=2),
     training=TrainingSpec(),
-    task=Task("poise.envs:poise/Navigate-v0", slots=500),
+    task=Task("poise.envs:poise/Navigate-v0", slots=500, restart=restart),
     read=read,
 )

@@ -7,6 +7,7 @@ The state is (agent x, agent y, block x, block y, block angle) in pixels and rad
 of the agent in pixels, ten times a second.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from poise import MLP, Episodes, PolicySpec, Recipe, Relative, Standard, Task, TrainingSpec, read
 
 CENTRE = 256.0  # px, of the square table of 512 px and of the goal
+CENTRE_OF_MASS = 45.0  # px, of the block, along its stem from the point that is its position
 
 
 def features(state: NDArray) -> dict[str, NDArray]:
@@ -60,6 +62,17 @@ def with_mirrored(original: Episodes) -> Episodes:
     return original + episodes(*mirrored(original.features["state"], original.features["action"]), original.ends)
 
 
+def restart(row: Mapping[str, NDArray]) -> dict[str, Any]:
+    """Options of a reset to where an episode began.
+
+    The environment places the block upright first and then turns it about its centre of mass, which moves the point
+    that is its position; it is asked for the place that this ends in the right one from.
+    """
+    x, y, angle = row["state"][2:].tolist()
+    moved = [x - CENTRE_OF_MASS * np.sin(angle), y - CENTRE_OF_MASS * (1 - np.cos(angle))]
+    return {"reset_to_state": [*row["state"][:2].tolist(), *moved, angle]}
+
+
 recipe = Recipe(
     policy=PolicySpec(
         observations={"agent": (2,), "block": (2,), "heading": (2,), "agent_from_block": (2,)},
@@ -71,7 +84,7 @@ recipe = Recipe(
         temperature=0.5,
     ),
     training=TrainingSpec(minutes=19.5, steps=100_000, batch=512, bfloat16=True),
-    task=Task("gym_pusht:gym_pusht/PushT-v0", {"obs_type": "state"}, observe, extra="pusht"),
+    task=Task("gym_pusht:gym_pusht/PushT-v0", {"obs_type": "state"}, observe, extra="pusht", restart=restart),
     read=demonstrations,
     enlarge=with_mirrored,
     padded=8,

@@ -18,14 +18,18 @@ LAYERS = {
     "rotations": 1.5,  # geometry of robots, which encoders and action spaces share: no part of the mathematical core
     "nn": 2, "data": 2, "envs": 2, "diagnostics": 2,
     "policies": 3, "testing": 3,
-    "training": 4, "evaluation": 4,
+    "training": 4, "evaluation": 4, "interop": 4,
     "recipe": 5,
     "cli": 6, "__main__": 7, "__init__": 7,
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))
 LINES, FUNCTION_LINES, PARAMETERS, EXEMPTIONS, CORE_STATEMENTS = 400, 50, 8, 0, 1200
-EXTRAS = {"zarr": "data/formats/zarr.py", "numcodecs": "data/formats/zarr.py", "av": "evaluation/video.py",
-          "timm": "nn/encoders/vision.py", "metaworld": "envs/metaworld.py"}  # fmt: skip
+EXTRAS = {
+    "numcodecs": "data/chunks.py", "imagecodecs": "data/chunks.py", "h5py": "data/hdf5.py", "PIL": "data/images.py",
+    "pyarrow": "data/parquet.py", "av": "data/video.py", "huggingface_hub": "interop/hub.py",
+    "timm": "nn/encoders/vision.py", "metaworld": "envs/metaworld.py",
+}  # fmt: skip
+QUARANTINE = ROOT / "interop/unpickle.py"  # runs in a process of its own, which nothing of poise shares
 
 
 def name_of(file: Path) -> str:
@@ -51,6 +55,7 @@ def imports(file: Path) -> Iterator[str]:
 def test_imports_point_down(file):
     here = name_of(file)
     for target in imports(file):
+        assert ROOT / (target.replace(".", "/") + ".py") != QUARANTINE, f"{here} imports the quarantined importer"
         mine, other = here.split(".")[0], target.split(".")[0]
         # The core's small files may use each other; above it a layer's packages are islands.
         allowed = mine == other or layer_of(target) < layer_of(here) or layer_of(here) == layer_of(target) <= 1
@@ -137,7 +142,8 @@ def test_nothing_on_a_loading_path_executes_code(file):
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [a.name for a in node.names] + [getattr(node, "module", None) or ""]
-            assert not {"pickle", "dill", "cloudpickle", "joblib"} & {n.split(".")[0] for n in names}
+            pickles = {"pickle", "dill", "cloudpickle", "joblib"} & {n.split(".")[0] for n in names}
+            assert not pickles or file == QUARANTINE
         if isinstance(node, ast.Call):
             called = ast.unparse(node.func)
             assert called not in ("eval", "exec", "torch.load"), f"{file}:{node.lineno} calls {called}"

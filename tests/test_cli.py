@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from poise.cli import main
 from poise.nn import SmallCNN
 from poise.nn.encoders.backbones import Trunk
-from poise.policies import load_checkpoint
+from poise.policies import load, load_checkpoint
 
 RECIPE = """
 import numpy as np
@@ -93,7 +93,7 @@ def test_train_evaluate_inspect(checkpoint, recipe, monkeypatch, capsys, tmp_pat
 
 def test_training_and_evaluation_take_place_on_the_device(recipe, checkpoint, monkeypatch, tmp_path):
     verb, found = importlib.import_module("poise.cli.train"), []
-    monkeypatch.setattr(verb, "save_checkpoint", lambda out, policy, notes: out)
+    monkeypatch.setattr(Policy, "save", lambda policy, out, notes: out)
 
     def watched(policy, windows, *rest):
         found.extend([policy.action_normaliser.scale.device.type, windows.actions.device.type])
@@ -115,7 +115,7 @@ def test_the_environment_needs_no_recipe_where_names_agree(checkpoint, monkeypat
 def test_fields_of_the_recipe_are_options(recipe, monkeypatch, tmp_path):
     options = ("--training.steps", 5, "--policy.network.width", 16, "--policy.execute", 4)
     run(monkeypatch, "train", recipe, "--out", tmp_path / "other", *options)
-    spec = load_checkpoint(tmp_path / "other").policy.spec
+    spec = load(tmp_path / "other").spec
     assert (spec.network.width, spec.execute) == (16, 4)
 
 
@@ -214,7 +214,7 @@ def test_training_begins_with_the_weights_that_are_given(tmp_path, monkeypatch, 
     published = {name: tensor.contiguous() for name, tensor in trunk.module.state_dict().items()}
     save_file(published, tmp_path / "published.safetensors")
     run(monkeypatch, "train", recipe, "--out", tmp_path / "run", "--weights", tmp_path / "published.safetensors")
-    encoder = load_checkpoint(tmp_path / "run").policy.encoder
+    encoder = load(tmp_path / "run").encoder
     (found,) = (module for module in encoder.modules() if isinstance(module, Trunk))
     for name, tensor in published.items():
         torch.testing.assert_close(found.module.state_dict()[name], tensor)

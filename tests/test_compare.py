@@ -32,7 +32,7 @@ from poise.evaluation.diversity import (
 )
 from poise.evaluation.paired import noise_effect, paired_test, pareto, rate_difference
 from poise.nn import MLP
-from poise.policies import DiffusionPolicy, Policy, PolicySpec, Regression, save_checkpoint
+from poise.policies import DiffusionPolicy, Policy, PolicySpec, Regression
 from poise.recipe import load_recipe
 from poise.sampling import (
     DDIM,
@@ -520,7 +520,7 @@ recipe = Recipe(
 def run(tmp_path):
     """Runs the verb on a small checkpoint."""
     (tmp_path / "recipe.py").write_text(RECIPE)
-    save_checkpoint(tmp_path / "run", small(0.1), {})
+    small(0.1).save(tmp_path / "run", {})
 
     def started(*arguments: object) -> None:
         fixed = (tmp_path / "run", "--episodes", 2, "--seed", 50_000, "--evaluations", 2, *arguments)
@@ -576,7 +576,7 @@ def test_the_verb_explains_what_it_cannot_do(run, tmp_path, capsys):
         run(*environment, "--samplers", "ddim")
     with pytest.raises(ValueError, match="got --data without a recipe"):
         run(*environment, "--data", tmp_path, "--samplers", "DDIM")
-    save_checkpoint(tmp_path / "base", in_units_of_the_data(Regression(SPEC)), {})
+    in_units_of_the_data(Regression(SPEC)).save(tmp_path / "base", {})
     with pytest.raises(ValueError, match="holds a Regression, expected a DiffusionPolicy"):
         tyro.cli(compare_samplers, args=[str(tmp_path / "base"), *environment])
     with pytest.raises(SystemExit):
@@ -621,7 +621,7 @@ def test_the_verb_takes_policies_that_see_with_optional_goals_where_modes_are_kn
     recipe = load_recipe(tmp_path / "recipe.py")
     policy = DiffusionPolicy(recipe.policy)
     policy.fit(recipe.windows(recipe.read(None)))
-    save_checkpoint(tmp_path / "run", policy, {})
+    policy.save(tmp_path / "run", {})
     options = ("--episodes", 2, "--seed", 50_000, "--evaluations", 2, "--samplers", "DDIM", "warm-start")
     files = ("--recipe", tmp_path / "recipe.py", "--json", tmp_path / "r.json")
     arguments = [str(a) for a in (tmp_path / "run", *options, *files)]

@@ -37,7 +37,7 @@ from poise.nn.encoders.backbones import Trunk
 from poise.nn.encoders.image_transformer import places
 from poise.nn.spec import Encoder, EncoderSpec
 from poise.plain import concrete, from_plain, to_plain
-from poise.policies import DiffusionPolicy, PolicySpec, load_checkpoint, save_checkpoint
+from poise.policies import DiffusionPolicy, PolicySpec, load
 from poise.testing import check_encoder
 from poise.training import EMA, TrainingSpec, train
 
@@ -390,7 +390,7 @@ def test_a_frozen_backbone_survives_training_averaging_and_a_checkpoint(tmp_path
     for _ in train(policy, windows, TrainingSpec(steps=3, batch=4), average):
         pass
     assert not torch.equal(policy.encoder.eyes[0].project.weight, before)
-    loaded = load_checkpoint(save_checkpoint(tmp_path, average.policy)).policy
+    loaded = load(average.policy.save(tmp_path))
     for kept in (policy, average.policy, loaded):
         trunk = kept.train().encoder.eyes[0].trunk
         assert not any(module.training for module in trunk.modules())

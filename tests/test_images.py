@@ -20,8 +20,7 @@ from poise.policies import (
     Regression,
     WarmStart,
     emphasised,
-    load_checkpoint,
-    save_checkpoint,
+    load,
 )
 from poise.recipe import load_recipe
 from poise.sampling import per_sample
@@ -256,7 +255,7 @@ def test_policies_that_see_learn_and_travel(windows, tmp_path):
         again = policy.loss(windows[torch.arange(9)], torch.Generator().manual_seed(0))
         assert torch.equal(loss, again)
     policy = fitted(windows)
-    loaded = load_checkpoint(save_checkpoint(tmp_path, policy)).policy
+    loaded = load(policy.save(tmp_path))
     assert loaded.spec == SPEC
     seen = windows[torch.arange(3)].observation
     assert torch.equal(loaded.plan(seen, per_sample([1, 2, 3])), policy.plan(seen, per_sample([1, 2, 3])))

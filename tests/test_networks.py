@@ -16,6 +16,7 @@ from poise.nn import (
     DiT,
     FiLM,
     Joined,
+    Level,
     Network,
     NetworkSpec,
     Transformer,
@@ -97,7 +98,7 @@ def test_every_network_conforms_under_every_conditioning_or_refuses_it(spec, con
 @pytest.mark.parametrize("spec", [*NETWORKS, Transformer(width=32, depth=2, causal=True, aligned=True)])
 def test_defaults_conform_and_travel_as_plain_data(spec):
     check_network(spec)
-    known = concrete(NetworkSpec, Conditioning)
+    known = concrete(NetworkSpec, Conditioning, Level)
     assert from_plain(to_plain(spec), known) == spec
     other = dataclasses.replace(SMALL["DiT"], conditioning=CONDITIONINGS[-1])
     assert from_plain(to_plain(other), known) == other

@@ -19,8 +19,8 @@ from poise.policies import (
     RecedingHorizon,
     Regression,
     Relative,
+    load,
     load_checkpoint,
-    save_checkpoint,
 )
 from poise.sampling import DDIM, RK4, DormandPrince, DPMSolverPP, Heun, UniformLogSNR, per_sample
 from poise.schedules import Schedule, Tabulated, VPCosine
@@ -216,7 +216,7 @@ def test_checkpoints_round_trip(policy, tmp_path):
     for key, value in policy.state_dict().items():
         if "normaliser" in key:
             other.state_dict()[key].copy_(value)
-    file = save_checkpoint(tmp_path / "run", other.eval(), {"data": "mine"})
+    file = other.eval().save(tmp_path / "run", {"data": "mine"})
     again, notes = load_checkpoint(tmp_path / "run")
     assert file == tmp_path / "run/policy.safetensors"
     assert [p.name for p in file.parent.iterdir()] == ["policy.safetensors"]
@@ -230,8 +230,8 @@ def test_nearest_neighbour_checkpoints_hold_the_demonstrations(episodes, tmp_pat
     policy, windows = NearestNeighbour(SPEC), windows_of(episodes, SPEC)
     policy.fit(windows)
     policy.remember(windows)
-    save_checkpoint(tmp_path, policy)
-    again = load_checkpoint(tmp_path).policy
+    policy.save(tmp_path)
+    again = load(tmp_path)
     assert torch.equal(again.plan(observation()), policy.plan(observation()))
 
 
@@ -241,7 +241,7 @@ def header_of(file) -> dict[str, str]:
 
 
 def test_bad_checkpoints_are_explained(policy, tmp_path):
-    file = save_checkpoint(tmp_path, policy)
+    file = policy.save(tmp_path)
     header, whole = header_of(file), file.read_bytes()
     tensors = {k: v.clone() for k, v in load_file(file).items()}  # the file, mapped into memory, is overwritten below
     with pytest.raises(FileNotFoundError, match="does not exist, expected a checkpoint"):
@@ -276,11 +276,11 @@ def test_bad_checkpoints_are_explained(policy, tmp_path):
 
 
 def test_a_failed_save_keeps_the_old_checkpoint(policy, tmp_path, monkeypatch):
-    file = save_checkpoint(tmp_path, policy)
+    file = policy.save(tmp_path)
     before = file.read_bytes()
     monkeypatch.setattr("poise.policies.checkpoint.os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(tmp_path, policy)
+        policy.save(tmp_path)
     assert file.read_bytes() == before
     assert list(tmp_path.iterdir()) == [file]
 

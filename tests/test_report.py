@@ -16,11 +16,11 @@ from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from poise.data.video import write_video
 from poise.envs import Map, Navigate, demonstrate
 from poise.envs.pictures import FAILURE, ROUTES, denoising_figure, integrate, routes_figure
 from poise.evaluation.plots import success_figure, tradeoff_figure, training_figure
 from poise.evaluation.report import Section, Table, write_report
-from poise.evaluation.video import write_video
 
 MAP = Map()
 HOSTILE = "<script src='https://evil.example/x.js'>alert(\"1\")</script> & <b>"

@@ -139,7 +139,7 @@ def test_what_is_written_is_whole_or_as_it_was(tmp_path):
             f"{WIDTH}=8,many",
             f"got the setting {WIDTH}=many, which the recipe does not take: Error parsing --{WIDTH}: inv",
         ),
-        ("policy.execute=99", "PolicySpec got horizon=16 and execute=99, expected 1 <= execute <= horizon"),
+        ("policy.execute=99", "PolicySpec got lead=0, horizon=16 and execute=99, expected 1 <= execute <= horizon"),
         ("policy.sampler=Henu", r"got policy.sampler=Henu, expected the name of a class: one of \['AdaptiveDPMSolver'"),
         ("read=a", "got the setting read=a, which the recipe does not take: Unrecognized options: --read, a"),
         ("method=Magic", r"got the method 'Magic', expected one of"),

@@ -1,7 +1,7 @@
 """poise: from noise to poise. Diffusion models and diffusion policies for robots.
 
     import poise
-    policy = poise.load_checkpoint("out/pusht").policy
+    policy = poise.load("out/pusht")
     plan = policy.plan(observation)
 
 The layers, each of which imports only those above it in this list: schedules, predictions, denoisers and guidance;
@@ -75,8 +75,8 @@ from poise.policies import (
     TemporalEnsemble,
     WarmStart,
     emphasised,
+    load,
     load_checkpoint,
-    save_checkpoint,
 )
 from poise.predictions import Clean, Epsilon, Flow, Score, Velocity
 from poise.recipe import Recipe, load_recipe
@@ -245,6 +245,7 @@ __all__ = [
     "interpolate",
     "kolmogorov_smirnov",
     "load_backbone",
+    "load",
     "load_checkpoint",
     "load_recipe",
     "log_prob",
@@ -260,7 +261,6 @@ __all__ = [
     "reverse_sde",
     "rollout",
     "sample",
-    "save_checkpoint",
     "score_error",
     "sliced_wasserstein",
     "spherical",

@@ -6,8 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from poise.data import Episodes, Windows
+from poise.data.mapped import is_mapped
 from poise.evaluation import Task
 from poise.policies import PolicySpec
 from poise.training import TrainingSpec
@@ -56,20 +58,50 @@ class Recipe:
         Raises:
             ValueError: More episodes asked for than there are.
         """
-        training, validation = self.read(data).split(self.validation)
+        everything = self.read(data)
+        training, validation = self._divided(everything)
+        return self.enlarge(everything.select(training)), everything.select(validation)
+
+    def parts(self, data: Path | None, device: str = "cpu") -> tuple[Windows, Windows]:
+        """The windows of `demonstrations`, on the device that the policy is trained on.
+
+        Features that are memory-mapped stay in their files, and the constants of normalisation then come from all of
+        their rows.
+
+        Args:
+            data: As there.
+            device: Where batches are made.
+
+        Raises:
+            ValueError: As there.
+        """
+        everything = self.read(data)
+        training, validation = self._divided(everything)
+        mapped = all(is_mapped(everything.features[name]) for name in (*self.policy.observations, "action"))
+        if mapped and self.enlarge is as_recorded:
+            windows = self.windows(everything, device)
+            return windows.only(training), windows.only(validation)
+        few = self.enlarge(everything.select(training)), everything.select(validation)
+        return self.windows(few[0], device), self.windows(few[1], device)
+
+    def _divided(self, everything: Episodes) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Numbers of the episodes to train on and of those held out."""
+        validation = everything.held_out(self.validation)
+        training = np.setdiff1d(np.arange(len(everything)), validation)
         count = len(training) if self.episodes is None else self.episodes
         if not 1 <= count <= len(training):
             raise ValueError(
                 f"got episodes={count}, expected 1 to {len(training)}, the demonstrations that are not held out"
             )
         order = np.random.default_rng(_ORDER).permutation(len(training))
-        return self.enlarge(training.select(np.sort(order[:count]))), validation
+        return training[np.sort(order[:count])], validation
 
     def windows(self, episodes: Episodes, device: str = "cpu") -> Windows:
         """The windows that the policy learns from, on the device that it is trained on."""
         spec = self.policy
         padded = spec.horizon - 1 if self.padded is None else self.padded
-        return Windows(episodes, tuple(spec.observations), spec.history, spec.horizon, padded, device=device)
+        names = tuple(spec.observations)
+        return Windows(episodes, names, spec.history, spec.horizon, padded, device=device, lead=spec.lead)
 
 
 def load_recipe(path: str | Path) -> Recipe:

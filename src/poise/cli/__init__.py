@@ -7,9 +7,11 @@ from typing import Annotated
 import tyro
 
 from poise.cli.compare import compare_samplers
+from poise.cli.dataset import dataset
 from poise.cli.demo import demo
 from poise.cli.evaluate import evaluate
 from poise.cli.inspect import inspect
+from poise.cli.interop import export_policy, import_policy
 from poise.cli.sweep import sweep
 from poise.cli.train import train_recipe
 
@@ -33,8 +35,11 @@ def main() -> None:
             tyro.extras.subcommand_cli_from_dict(
                 {
                     "compare": compare_samplers,
+                    "dataset": dataset,
                     "demo": demo,
                     "evaluate": evaluate,
+                    "export": export_policy,
+                    "import": import_policy,
                     "inspect": inspect,
                     "sweep": sweep,
                     "train": train,
@@ -43,7 +48,7 @@ def main() -> None:
                 description="From noise to poise: diffusion policies for robots, from demonstrations to closed loop.",
                 args=arguments,
             )
-    except (ValueError, FileNotFoundError, ImportError, FloatingPointError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, ImportError, FloatingPointError) as error:
         print(f"poise: {error}", file=sys.stderr)
         sys.exit(2)
 

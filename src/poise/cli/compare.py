@@ -21,7 +21,7 @@ from poise.evaluation.compare import Cell, Row, compare, spendable, warm_start
 from poise.evaluation.comparison_report import write_comparison
 from poise.evaluation.diversity import Probe, demonstrated_floor, held_out, likelihood, visited
 from poise.evaluation.paired import noise_effect
-from poise.policies import DiffusionPolicy, load_checkpoint
+from poise.policies import DiffusionPolicy, load
 from poise.recipe import Recipe, load_recipe
 from poise.sampling import (
     DDIM,
@@ -182,7 +182,7 @@ def _shown(rows: Iterator[Row], count: int) -> Iterator[Row]:
 
 
 def _diffusion(checkpoint: Path) -> DiffusionPolicy:
-    policy = load_checkpoint(checkpoint).policy
+    policy = load(checkpoint)
     if not isinstance(policy, DiffusionPolicy):
         raise ValueError(
             f"{checkpoint} holds a {type(policy).__name__}, expected a DiffusionPolicy: only a diffusion has samplers "

@@ -15,15 +15,15 @@ from tqdm import tqdm
 from poise.cli.evaluate import SAMPLERS, described, write_json
 from poise.cli.train import fit, machine
 from poise.data import Episodes, Windows
+from poise.data.video import write_video
 from poise.envs import Map, demonstrate
 from poise.envs.drawing import draw_frame
 from poise.envs.pictures import denoising_figure, integrate, routes_figure
 from poise.evaluation import Episode, Interval, Task, entropy, latency, paired_difference, rollout, summary
 from poise.evaluation.plots import success_figure, tradeoff_figure, training_figure
 from poise.evaluation.report import Section, Table, write_report
-from poise.evaluation.video import write_video
 from poise.nn import MLP
-from poise.policies import DiffusionPolicy, NearestNeighbour, Policy, PolicySpec, Regression, load_checkpoint
+from poise.policies import DiffusionPolicy, NearestNeighbour, Policy, PolicySpec, Regression, load
 from poise.sampling import per_sample
 from poise.training import TrainingSpec
 
@@ -104,7 +104,7 @@ def _learn(episodes: Episodes, out: Path) -> dict[str, Policy]:
         name: fit(kind, SPEC, TRAINING, (training, validation), out / name.replace(" ", "_"), notes)
         for kind, name in NAMES.items()
     }
-    return {name: load_checkpoint(file).policy for name, file in files.items()}
+    return {name: load(file) for name, file in files.items()}
 
 
 def _sweep(policy: DiffusionPolicy, seeds: Sequence[int], reference: float) -> list[dict[str, Any]]:

@@ -13,12 +13,12 @@ import tyro
 from tqdm import tqdm
 
 from poise.cli.train import machine
+from poise.data.video import write_video
 from poise.evaluation import Episode, Task, film, latency, rollout, summary
 from poise.evaluation.plots import rewards_figure, success_figure
 from poise.evaluation.report import Section, Table, write_report
-from poise.evaluation.video import write_video
 from poise.plain import concrete
-from poise.policies import DiffusionPolicy, Policy, load_checkpoint
+from poise.policies import DiffusionPolicy, Policy, load
 from poise.recipe import Recipe, load_recipe
 from poise.sampling import Grid, Sampler
 
@@ -131,7 +131,7 @@ def evaluate(
         episodes: Number of episodes.
         seed: Seed of the first one; seeds from 100000 on are for evaluation and never for training.
     """
-    policy = sampling.of(hardware.take(load_checkpoint(checkpoint).policy))
+    policy = sampling.of(hardware.take(load(checkpoint)))
     task = task_of(load_recipe(recipe) if recipe else None, environment)
     begin = time.perf_counter()
     seeds = range(seed, seed + episodes)

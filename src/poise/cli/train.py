@@ -17,7 +17,7 @@ from poise.cli.fields import choose_classes
 from poise.data import Windows
 from poise.nn import load_backbone
 from poise.plain import concrete
-from poise.policies import DiffusionPolicy, NearestNeighbour, Policy, PolicySpec, save_checkpoint
+from poise.policies import DiffusionPolicy, NearestNeighbour, Policy, PolicySpec
 from poise.recipe import Recipe, load_recipe
 from poise.training import EMA, Progress, TrainingSpec, train
 
@@ -66,13 +66,17 @@ def train_recipe(arguments: list[str]) -> None:
         raise ValueError(f"got the method {run.method!r}, expected one of {sorted(kinds)}")
     if run.threads:
         torch.set_num_threads(run.threads)
-    parts = run.recipe.demonstrations(run.data)
-    training, validation = (run.recipe.windows(part, run.device) for part in parts)
-    print(
-        f"{len(parts[0])} + {len(parts[1])} episodes, {len(training)} training and {len(validation)} validation windows"
-    )
-    notes = {"recipe": str(path), "data": str(run.data), "machine": machine(), "training": run.recipe.training}
-    kind, spec, windows = kinds[run.method], run.recipe.policy, (training, validation)
+    windows = run.recipe.parts(run.data, run.device)
+    episodes, samples = [part.episodes for part in windows], [len(part) for part in windows]
+    print(f"{episodes[0]} + {episodes[1]} episodes, {samples[0]} training and {samples[1]} validation windows")
+    notes = {
+        "recipe": str(path),
+        "data": str(run.data),
+        "demonstrations": {"training": episodes[0], "validation": episodes[1], "windows": samples[0]},
+        "machine": machine(),
+        "training": run.recipe.training,
+    }
+    kind, spec = kinds[run.method], run.recipe.policy
     file = fit(kind, spec, run.recipe.training, windows, run.out, notes, run.weights)
     print(f"wrote {file}\nnext: poise evaluate {run.out} --recipe {path}")
 
@@ -104,14 +108,14 @@ def fit(
         The checkpoint of the averaged policy.
     """
     torch.manual_seed(training.seed)
-    policy = kind(spec).to(windows[0].actions.device)
+    policy = kind(spec).to(windows[0].device)
     policy.fit(windows[0])
     if weights:
         load_backbone(policy, weights)
     out.mkdir(parents=True, exist_ok=True)
     if isinstance(policy, NearestNeighbour):
         policy.remember(windows[0])
-        return save_checkpoint(out, policy, notes)
+        return policy.save(out, notes)
     average = EMA(policy, training.ema_power, training.ema_maximum)
     last = None
     try:
@@ -119,7 +123,7 @@ def fit(
             last = now
     except KeyboardInterrupt:
         print("interrupted: saving what was learned", file=sys.stderr)
-    return save_checkpoint(out, average.policy, {**notes, "progress": asdict(last) if last else None})
+    return average.policy.save(out, {**notes, "progress": asdict(last) if last else None})
 
 
 def _reported(progress: Iterator[Progress], metrics: Path, kind: type[Policy]) -> Iterator[Progress]:

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.data.facts import Facts
+from poise.data.mapped import release
 
 _CHUNK = 65536  # rows checked for NaN at a time, so that memory-mapped features stay on disk
 
@@ -61,6 +62,7 @@ class Episodes:
         for first in range(0, len(array), _CHUNK):
             rows = array[first : first + _CHUNK].reshape(min(_CHUNK, len(array) - first), -1)
             bad = np.flatnonzero(~np.isfinite(rows).all(1))
+            release(array)
             if len(bad):
                 row = first + int(bad[0])
                 raise ValueError(
@@ -107,20 +109,24 @@ class Episodes:
         return Episodes(arrays, np.cumsum(lengths[np.asarray(chosen)]), tasks, self.facts)
 
     def split(self, share: float, seed: int = 42) -> "tuple[Episodes, Episodes]":
-        """Training and validation episodes; `round(share * episodes)` of them, at least one, are held out.
+        """Training and validation episodes, as copies; see `held_out`."""
+        validation = self.held_out(share, seed)
+        return self.select(np.setdiff1d(np.arange(len(self)), validation)), self.select(validation)
+
+    def held_out(self, share: float, seed: int = 42) -> NDArray[np.int64]:
+        """Numbers of the `round(share * episodes)` episodes, at least one, that validation gets.
 
         Drawn as in the published Push-T configurations (Chi et al. 2023, arXiv 2303.04137).
 
         Raises:
             ValueError: A share that leaves no episode to train on.
         """
-        held_out = max(1, round(share * len(self)))
-        if not 0 < share < 1 or held_out >= len(self):
+        count = max(1, round(share * len(self)))
+        if not 0 < share < 1 or count >= len(self):
             raise ValueError(
                 f"split got share={share} of {len(self)} episodes, expected a share that leaves some on both sides"
             )
-        validation = np.sort(np.random.default_rng(seed).choice(len(self), size=held_out, replace=False))
-        return self.select(np.setdiff1d(np.arange(len(self)), validation)), self.select(validation)
+        return np.sort(np.random.default_rng(seed).choice(len(self), size=count, replace=False))
 
 
 def _short(values: NDArray) -> str:

@@ -37,17 +37,8 @@ class Flat(Source):
         subsets: Mapping[str, tuple[int, ...]] | None = None,
     ) -> None:
         steps = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
-        if ends.ndim != 1 or ends.dtype.kind not in "iu" or not len(ends) or not steps:
-            raise DataError(path, "episode_ends", f"got {ends.dtype} {ends.shape} for {steps}, expected whole numbers")
+        lengths = episode_lengths(path, "episode_ends", ends, steps)
         ends = ends.astype(np.int64)
-        lengths = np.diff(ends, prepend=0)
-        if (lengths <= 0).any() or set(steps.values()) != {int(ends[-1])}:
-            raise DataError(
-                path,
-                "episode_ends",
-                f"got ends up to {ends[-1]} for features of lengths {steps}, expected strictly increasing ones, of "
-                "which the last is the common length: the row after the last one of each episode",
-            )
         looks = {name: Feature(array.dtype, array.shape[1:]) for name, array in arrays.items()}
         super().__init__(path, Contents(looks, lengths, facts or Facts(), tasks, subsets or {}))
         self._arrays, self._ends = arrays, ends
@@ -67,9 +58,34 @@ class Flat(Source):
         yield from ()
 
 
+def episode_lengths(path: Path, field: str, ends: NDArray, steps: Mapping[str, int]) -> NDArray[np.int64]:
+    """Rows of each episode, once its ends are found to fit.
+
+    Args:
+        path: The dataset.
+        field: Where in it the ends are.
+        ends: `(episodes,)`, cumulative and exclusive.
+        steps: Feature -> its number of rows.
+
+    Raises:
+        DataError: Ends that are no increasing steps up to the common length of the features.
+    """
+    if ends.ndim != 1 or ends.dtype.kind not in "iu" or not len(ends) or not steps:
+        raise DataError(path, field, f"got {ends.dtype} {ends.shape} for {dict(steps)}, expected whole numbers")
+    lengths = np.diff(ends.astype(np.int64), prepend=0)
+    if (lengths <= 0).any() or set(steps.values()) != {int(ends[-1])}:
+        raise DataError(
+            path,
+            field,
+            f"got ends up to {ends[-1]} for features of lengths {dict(steps)}, expected strictly increasing ones, of "
+            "which the last is the common length: the row after the last one of each episode",
+        )
+    return lengths
+
+
 def in_memory(episodes: Episodes) -> Flat:
     """Episodes as an opened dataset."""
     return Flat(Path("episodes"), episodes.features, episodes.ends, episodes.facts, episodes.tasks)
 
 
-__all__ = ["Flat", "in_memory"]
+__all__ = ["Flat", "episode_lengths", "in_memory"]

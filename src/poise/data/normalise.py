@@ -7,12 +7,16 @@ that hardly moved in the demonstrations cannot blow up at run time.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from poise.data.mapped import relieve
+
+_CHUNK = 2**19  # rows of a column copied before the memory of mapped files is looked at
 _NEARLY_CONSTANT = 1e-4
 
 
@@ -22,7 +26,10 @@ class Scaling(ABC):
 
     @abstractmethod
     def fit(self, data: Tensor) -> tuple[Tensor, Tensor]:
-        """`(scale, offset)`, each `(D,)`, from rows `(N, D)`."""
+        """`(scale, offset)`, each `(D,)` and float64, from rows `(N, D)` of any type.
+
+        They may be memory-mapped and many: make no copy of them all.
+        """
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,12 @@ class Limits(Scaling):
 
     def fit(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """From the smallest and the largest value of every dimension."""
-        low, high = data.amin(0), data.amax(0)
+        low, high = torch.stack([torch.stack(torch.aminmax(column)) for column in _columns(data)], 1)
+        return self.between(low, high)
+
+    @staticmethod
+    def between(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+        """From the limits `(D,)` themselves."""
         constant = high - low < _NEARLY_CONSTANT
         scale = torch.where(constant, torch.ones_like(low), 2 / (high - low).clamp_min(_NEARLY_CONSTANT))
         return scale, -scale * (low + high) / 2
@@ -43,7 +55,9 @@ class Standard(Scaling):
 
     def fit(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """From the mean and the standard deviation of every dimension."""
-        deviation, mean = torch.std_mean(data, 0, correction=min(1, len(data) - 1))  # a single row is constant
+        correction = min(1, len(data) - 1)  # a single row is constant
+        found = [torch.stack(torch.std_mean(column, correction=correction)) for column in _columns(data)]
+        deviation, mean = torch.stack(found, 1)
         deviation = torch.where(deviation < _NEARLY_CONSTANT, torch.ones_like(deviation), deviation)
         return 1 / deviation, -mean / deviation
 
@@ -69,8 +83,10 @@ class Quantile(Scaling):
 
     def fit(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """The limits between these quantiles of every dimension."""
-        bounds = np.quantile(data.cpu().numpy(), [self.low, self.high], axis=0)
-        return Limits().fit(torch.as_tensor(bounds).to(data))
+        shares = [self.low, self.high]
+        bounds = [np.quantile(column.cpu().numpy(), shares, overwrite_input=True) for column in _columns(data)]
+        low, high = torch.as_tensor(np.stack(bounds, 1), device=data.device)
+        return Limits.between(low, high)
 
 
 @dataclass(frozen=True)
@@ -96,7 +112,7 @@ class Pixels(Scaling):
                 f"Pixels got mean={self.mean} and deviation={self.deviation} for images of {data.shape[1]} channels, "
                 "expected one number each, or one a channel"
             )
-        mean, deviation = (data.new_tensor(v).expand(data.shape[1]) for v in (self.mean, self.deviation))
+        mean, deviation = (_constants(data, v).expand(data.shape[1]) for v in (self.mean, self.deviation))
         return 1 / (255 * deviation), -mean / deviation
 
 
@@ -106,7 +122,21 @@ class Unscaled(Scaling):
 
     def fit(self, data: Tensor) -> tuple[Tensor, Tensor]:
         """One and zero."""
-        return torch.ones_like(data[0]), torch.zeros_like(data[0])
+        return _constants(data, [1.0] * data.shape[1]), _constants(data, [0.0] * data.shape[1])
+
+
+def _columns(data: Tensor) -> Iterator[Tensor]:
+    """Copies `(N,)` of the columns of rows `(N, D)` in float64, each in the place of the one before."""
+    whole = torch.empty(len(data), dtype=torch.float64, device=data.device)
+    for column in range(data.shape[1]):
+        for into, rows in zip(whole.split(_CHUNK), data.split(_CHUNK), strict=True):
+            into.copy_(rows[:, column])
+            relieve()
+        yield whole
+
+
+def _constants(data: Tensor, values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64, device=data.device)
 
 
 class Normaliser(nn.Module):
@@ -128,7 +158,7 @@ class Normaliser(nn.Module):
 
     def fit(self, data: Tensor, scaling: Scaling) -> None:
         """Take the constants from data `(..., *shape)`."""
-        scale, offset = scaling.fit(data.reshape(-1, self.scale.numel()).double())
+        scale, offset = scaling.fit(data.reshape(-1, self.scale.numel()))
         self.scale.copy_(scale.reshape(self.scale.shape))
         self.offset.copy_(offset.reshape(self.offset.shape))
 

@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from poise.data import formats
 from poise.data.episodes import Episodes
 from poise.data.flat import in_memory
+from poise.data.formats import load
 from poise.data.source import Contents, Format, Source
 from poise.data.untrusted import DataError
 from poise.plain import concrete
@@ -24,7 +24,7 @@ _SHARE = 0.8  # of the memory of the machine, which `read` may fill
 
 def known_formats() -> dict[str, Format]:
     """Every format, by name."""
-    formats.load()
+    load()
     found = [kind() for kind in concrete(Format).values()]
     return {one.name: one for one in found}
 
@@ -85,7 +85,7 @@ def read(
         whole = source.whole(names) if subset is None else None
         arrays = _gathered(source, names, chosen, workers) if whole is None else whole
         try:
-            return Episodes(arrays, np.cumsum(lengths), tasks, source.contents.facts)
+            return Episodes(arrays, np.cumsum(lengths), tasks, source.contents.facts.only(names))
         except ValueError as error:
             raise DataError(source.path, "episodes", str(error)) from error
 
@@ -211,7 +211,8 @@ def write(path: str | Path, episodes: Episodes, format: Format | None = None) ->
         ValueError: A suffix that no format claims, or a feature that the format cannot hold.
     """
     suffixes = {one.suffix: one for one in known_formats().values() if one.suffix}
-    chosen = format or suffixes.get(Path(path).suffix)
+    claims = (suffixes[end] for end in reversed(Path(path).suffixes) if end in suffixes)  # `.zarr.zip` is zarr
+    chosen = format or next(claims, None)
     if chosen is None:
         raise ValueError(f"write got {path}, expected a path that ends in one of {sorted(suffixes)}, or a format")
     convert(in_memory(episodes), path, chosen)

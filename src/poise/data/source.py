@@ -162,10 +162,15 @@ class Format(ABC):
     Attributes:
         name: What `--format` calls it.
         suffix: Of paths that `write` gives this format unless told otherwise; empty for none.
+        written: Whether `create` writes it; otherwise it is only read.
+        loses: What of a dataset it has no place for, of `tasks`, `subsets`, `rate`, `robot`, `roles` and `names`; and
+            `pixels` where images change a little.
     """
 
     name: ClassVar[str]
     suffix: ClassVar[str]
+    written: ClassVar[bool] = True
+    loses: ClassVar[frozenset[str]] = frozenset()
 
     @abstractmethod
     def recognises(self, path: Path) -> bool:

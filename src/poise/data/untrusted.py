@@ -6,7 +6,8 @@ here first; what fails is a `DataError` that names the file and the field.
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,34 @@ def inside(root: Path, relative: str, field: str) -> Path:
         DataError: It does not.
     """
     path = root / relative
-    if "\0" in relative or not path.resolve().is_relative_to(root.resolve()):
+    try:
+        within = "\0" not in relative and path.resolve().is_relative_to(root.resolve())
+    except (OSError, RuntimeError):  # a loop of links, or a name that is too long
+        within = False
+    if not within:
         raise DataError(root, field, f"got the path {relative!r}, expected one inside of this folder")
     return path
+
+
+@contextmanager
+def broken(path: Path, field: str, *errors: type[Exception]) -> Iterator[None]:
+    """Where a library parses untrusted bytes: its errors leave as those of the file.
+
+    Args:
+        path: The file.
+        field: What is parsed of it.
+        *errors: What the library raises for broken bytes.
+
+    Raises:
+        DataError: One of these was raised.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except errors as error:
+        problem = f"is broken ({type(error).__name__}: {str(error)[:300]}), expected a whole file: restore it"
+        raise DataError(path, field, problem) from error
 
 
 def affordable(path: Path, field: str, shape: Sequence[int], dtype: Any, stored: int) -> np.dtype:
@@ -89,14 +115,21 @@ def parsed(path: Path, text: bytes, field: str) -> Any:
     """The JSON value of some text.
 
     Raises:
-        DataError: It is no JSON, nested too deep, or too long.
+        DataError: It is no JSON, nested too deep, too long, or gives a key twice.
     """
     if len(text) > MAX_JSON:
         raise DataError(path, field, f"got {len(text)} bytes of JSON, expected at most {MAX_JSON}")
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise DataError(path, field, f"is no JSON ({error}): restore the file") from error
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError(f"a key of {[key for key, _ in pairs][:20]} is given twice")
+    return found
 
 
 def read_json(path: Path, field: str | None = None) -> Any:
@@ -120,6 +153,7 @@ __all__ = [
     "MAX_JSON",
     "DataError",
     "affordable",
+    "broken",
     "inside",
     "parsed",
     "read_json",

@@ -109,7 +109,8 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         Args:
             seed: an int `s` seeds environment `i` with `s + i`; a list has one seed, or None, for each environment;
                 None goes on with every environment's own stream.
-            options: `{"reset_mask": mask}` with a boolean array (N,) resets only those environments.
+            options: `reset_mask`, a boolean array (N,), resets only those environments; `position` and `goal`, (2,) in
+                m, are where robots and goals stand instead of where the stream puts them.
 
         Returns:
             Observations and infos of all environments, also of those that were not reset.
@@ -121,7 +122,8 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
                 self._generators[i] = np.random.default_rng(seeds[i])
         unit = np.array([self._generators[i].random((2, 2)) for i in rows])
         low, high = np.reshape([self.map.start, self.map.goal], (2, 2, 2)).swapaxes(0, 1)
-        self._position[rows], self._goal[rows] = (low + (high - low) * unit).swapaxes(0, 1)
+        drawn = dict(zip(("position", "goal"), (low + (high - low) * unit).swapaxes(0, 1), strict=True))
+        self._position[rows], self._goal[rows] = ((options or {}).get(name, places) for name, places in drawn.items())
         self._initial_distance[rows] = norm(self._goal[rows] - self._position[rows], axis=-1)
         self._trail[rows, 0] = self._position[rows]
         flags = self._success, self._collision, self._truncated, self._above

@@ -36,6 +36,8 @@ class Task:
         act: Batched actions of the policy -> those of the environment, which are then clipped to its space.
         extra: The extra of this package that provides the environment, for messages.
         slots: Environments stepped side by side.
+        restart: First row of a recorded episode -> options of the environment's reset that start there again; None
+            where the environment cannot. Recorded actions are replayed from there.
     """
 
     environment: str
@@ -44,6 +46,7 @@ class Task:
     act: Callable[[NDArray[Any]], NDArray[Any]] = as_given
     extra: str | None = None
     slots: int = 50
+    restart: Callable[[Mapping[str, NDArray[Any]]], dict[str, Any]] | None = None
 
     def make(self, slots: int, render: bool = False) -> VectorEnv:
         """The vector environment, which does not reset by itself.

@@ -1,8 +1,5 @@
 """Pickled checkpoints, read by a process of its own that has limits and runs nothing of what is in them."""
 
-import resource
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,12 +9,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from poise.data import DataError
+from poise.data.quarantine import Limits, quarantined
 from poise.data.untrusted import read_json
 
 MAX_BYTES = 8 * 2**30  # of a file
 _SECONDS = 120.0
 _MEMORY = 2**30  # bytes beside three times the file
-_REFUSED = 3
 
 
 class Unpickled(NamedTuple):
@@ -50,31 +47,9 @@ def unpickled(path: str | Path, most: int = MAX_BYTES) -> Unpickled:
     if size > most:
         raise DataError(path, "archive", f"has {size} bytes, expected at most {most}")
 
-    def limit() -> None:
-        resource.setrlimit(resource.RLIMIT_AS, (3 * size + _MEMORY, 3 * size + _MEMORY))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (3 * size + 2**24, 3 * size + 2**24))
-        resource.setrlimit(resource.RLIMIT_CPU, (int(_SECONDS), int(_SECONDS)))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-
+    limits = Limits(_SECONDS, 3 * size + _MEMORY, 3 * size + 2**24, _SECONDS)
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-I", "-B", str(Path(__file__).with_name("unpickle.py")), str(path), folder]
-        environment = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}  # whose stacks would count as memory
-        try:
-            done = subprocess.run(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                capture_output=True,
-                timeout=_SECONDS,
-                preexec_fn=limit,
-                check=False,
-            )
-        except subprocess.TimeoutExpired as error:
-            raise DataError(path, "archive", f"took more than {_SECONDS:.0f} s to read") from error
-        if done.returncode:
-            said = done.stdout.decode(errors="replace").strip() if done.returncode == _REFUSED else ""
-            field, _, problem = (said or "archive: broke its reader, which is safe from it").partition(": ")
-            raise DataError(path, field, problem)
+        quarantined(path, "archive", Path(__file__).with_name("unpickle.py"), [str(path.absolute()), folder], limits)
         try:
             return Unpickled(load_file(Path(folder) / "tensors.safetensors"), read_json(Path(folder) / "rest.json"))
         except SafetensorError as error:

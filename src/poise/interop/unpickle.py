@@ -10,6 +10,7 @@ nor the packages that wrote the file are imported. FOLDER gets `tensors.safetens
 `state_dicts/ema_model/model.weight`, and `rest.json`, the rest of the tree as JSON.
 """
 
+import itertools
 import json
 import math
 import pickle
@@ -23,6 +24,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 _DEPTH = 64
+_VALUES = 10**6  # of the tree, each as often as it is in it: a list may hold itself
 _TEXT = 2**20  # characters of one string that is kept
 _DTYPES = {
     "FloatStorage": "<f4",
@@ -148,8 +150,17 @@ def _tree_of(archive: zipfile.ZipFile) -> tuple[Any, str]:
         return _Reader(file).load(), found[0].removesuffix("data.pkl")
 
 
+_visits = itertools.count()
+
+
+def _visit() -> None:
+    if next(_visits) > _VALUES:
+        raise _RefusedError(f"data.pkl: holds more than {_VALUES} values, or one within itself")
+
+
 def _leaves(tree: Any, path: str = "", depth: int = 0) -> Iterator[tuple[str, _Numbers]]:
     """Tensors by their path."""
+    _visit()
     if depth > _DEPTH:
         raise _RefusedError(f"{path[:200]}: is nested deeper than {_DEPTH}")
     if isinstance(tree, _Numbers):
@@ -182,6 +193,7 @@ def _array_of(archive: zipfile.ZipFile, folder: str, path: str, tensor: _Numbers
 
 def _plain(value: Any, depth: int = 0) -> Any:
     """What is no tensor as JSON; of OmegaConf's containers their content, of other stand-ins their name."""
+    _visit()
     if depth > _DEPTH:
         return None
     if value is None or isinstance(value, bool | int | float):

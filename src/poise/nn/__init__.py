@@ -3,6 +3,7 @@
 from poise.nn.attention import Attention
 from poise.nn.conditioning import Concatenate, Conditioning, CrossAttention, Doors, FiLM, Joined
 from poise.nn.dit import DiT
+from poise.nn.embeddings import Level, LogSnr, Steps
 from poise.nn.encoders import (
     CNN,
     AveragePool,
@@ -48,6 +49,8 @@ __all__ = [
     "ImageTransformer",
     "Joined",
     "Joint",
+    "Level",
+    "LogSnr",
     "Network",
     "NetworkSpec",
     "Norm",
@@ -55,6 +58,7 @@ __all__ = [
     "ResNet",
     "SmallCNN",
     "SpatialSoftmax",
+    "Steps",
     "Timm",
     "Transformer",
     "UNet1D",

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from poise.nn.attention import Memory, MultiHead
 from poise.nn.conditioning import Conditioning, Doors, FiLM, attend, beside, modulated
-from poise.nn.embeddings import Sinusoidal
+from poise.nn.embeddings import Level, LogSnr, Sinusoidal
 from poise.nn.spec import Network, NetworkSpec
 from poise.typing import Actions, Times, Tokens
 
@@ -31,6 +31,7 @@ class DiT(NetworkSpec):
         heads: Heads of the self-attention.
         expand: Units of the MLP of a block, as a multiple of `width`.
         conditioning: Through which doors the observation enters; with `CrossAttention` after the self-attention.
+        level: As what the network knows the noise level; `Steps` for networks of a published chain.
     """
 
     width: int = 192
@@ -38,6 +39,7 @@ class DiT(NetworkSpec):
     heads: int = 4
     expand: int = 4
     conditioning: Conditioning = FiLM()
+    level: Level = LogSnr()
 
     def build(self, horizon: int, action: int, tokens: tuple[int, int]) -> Network:
         """The module for plans `(B, horizon, action)`.
@@ -98,7 +100,9 @@ class _DiT(Network):
         positions = Sinusoidal(width, 1e-4, 1.0)(torch.arange(horizon))
         self.register_buffer("positions", positions, persistent=False)
         self.positions: Tensor
-        self.condition = nn.Sequential(Sinusoidal(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.condition = nn.Sequential(
+            spec.level.build(width), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width)
+        )
         self.condition_observation = beside(doors.modulation, observation, width)
         blocks = [_Block(spec, doors, tokens) for _ in range(spec.depth)]
         self.blocks, self._attends = nn.ModuleList(blocks), [block.attend for block in blocks]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from poise.nn.conditioning import Concatenate, Conditioning, Doors, FiLM, Joined, beside, modulated
-from poise.nn.embeddings import Sinusoidal
+from poise.nn.embeddings import Level, LogSnr
 from poise.nn.spec import Network, NetworkSpec
 from poise.typing import Actions, Times, Tokens
 
@@ -32,6 +32,7 @@ class MLP(NetworkSpec):
         expand: Units inside a block, as a multiple of `width`.
         condition: Units of the conditioning vector.
         conditioning: `Concatenate`, `FiLM` or both.
+        level: As what the network knows the noise level; `Steps` for networks of a published chain.
 
     Raises:
         ValueError: A conditioning that attends.
@@ -42,6 +43,7 @@ class MLP(NetworkSpec):
     expand: int = 2
     condition: int = 256
     conditioning: Conditioning = Joined((Concatenate(), FiLM()))
+    level: Level = LogSnr()
 
     def __post_init__(self) -> None:
         if self.conditioning.doors.attention:
@@ -83,7 +85,7 @@ class _MLP(Network):
         doors = spec.conditioning.doors
         self.entrance = nn.Linear(plan, spec.width)
         self.entrance_observation = beside(doors.entrance, observation, spec.width)
-        self.level = Sinusoidal(_LEVEL_WIDTH)
+        self.level = spec.level.build(_LEVEL_WIDTH)
         self.condition_level = nn.Linear(_LEVEL_WIDTH, spec.condition)
         self.condition_observation = beside(doors.modulation, observation, spec.condition)
         self.condition = nn.Sequential(nn.SiLU(), nn.Linear(spec.condition, spec.condition), nn.SiLU())

@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from poise.nn.attention import Attention, Memory, MultiHead
 from poise.nn.conditioning import Conditioning, CrossAttention, beside
-from poise.nn.embeddings import Sinusoidal
+from poise.nn.embeddings import Level, LogSnr
 from poise.nn.spec import Network, NetworkSpec
 from poise.typing import Actions, Times, Tokens
 
@@ -40,6 +40,7 @@ class Transformer(NetworkSpec):
             begin at the oldest observation.
         dropout: Probability with which training hides activations and attention weights; 0.3 is published.
         conditioning: `CrossAttention`, alone or joined with `Concatenate`.
+        level: As what the network knows the noise level; `Steps` for networks of a published chain.
 
     Raises:
         ValueError: A conditioning without attention, or with modulation.
@@ -53,6 +54,7 @@ class Transformer(NetworkSpec):
     aligned: bool = False
     dropout: float = 0.0
     conditioning: Conditioning = CrossAttention()
+    level: Level = LogSnr()
 
     def __post_init__(self) -> None:
         if self.conditioning.doors.modulation or not self.conditioning.doors.attention:
@@ -115,7 +117,7 @@ class _Transformer(Network):
         self.input_emb = nn.Linear(action, width)
         self.entrance_observation = beside(spec.conditioning.doors.entrance, count * features, width)
         self.pos_emb = nn.Parameter(torch.zeros(1, horizon, width))
-        self.time_emb = Sinusoidal(width)
+        self.time_emb = spec.level.build(width)
         self.cond_obs_emb = nn.Linear(features, width)
         self.cond_pos_emb = nn.Parameter(torch.zeros(1, 1 + count, width))
         self.encoder = nn.Sequential(

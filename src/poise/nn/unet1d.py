@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from poise.nn.attention import Attend, Memory, Unattended
 from poise.nn.conditioning import Conditioning, FiLM, attend
-from poise.nn.embeddings import Sinusoidal
+from poise.nn.embeddings import Level, LogSnr
 from poise.nn.spec import Network, NetworkSpec
 from poise.typing import Actions, Times, Tokens
 
@@ -40,6 +40,7 @@ class UNet1D(NetworkSpec):
         groups: Groups of the group norm; divides every entry of `channels`.
         embedding: Even width of the embedding of the noise level.
         conditioning: Through which doors the observation enters.
+        level: As what the network knows the noise level; `Steps` for networks of a published chain.
 
     Raises:
         ValueError: A number below 1, an even kernel, or channels that the groups do not divide.
@@ -50,6 +51,7 @@ class UNet1D(NetworkSpec):
     groups: int = 8
     embedding: int = 128
     conditioning: Conditioning = FiLM()
+    level: Level = LogSnr()
 
     def __post_init__(self) -> None:
         positive = min(*self.channels, self.groups, self.kernel, 1) == 1
@@ -174,7 +176,7 @@ class _UNet1D(Network):
             return _Stage((block(inputs, outputs), block(outputs, outputs)), resample, attend(doors, outputs, tokens))
 
         self.diffusion_step_encoder = nn.Sequential(
-            Sinusoidal(spec.embedding),
+            spec.level.build(spec.embedding),
             nn.Linear(spec.embedding, 4 * spec.embedding),
             nn.Mish(),
             nn.Linear(4 * spec.embedding, spec.embedding),

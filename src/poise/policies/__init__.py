@@ -2,7 +2,7 @@
 
 from poise.policies.actions import Absolute, ActionSpace, Delta, Relative, RelativePose
 from poise.policies.baselines import NearestNeighbour, Regression
-from poise.policies.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from poise.policies.checkpoint import Checkpoint, load, load_checkpoint
 from poise.policies.control import Control, Controller, RecedingHorizon
 from poise.policies.diffusion import DiffusionPolicy, Guide, emphasised
 from poise.policies.ensemble import TemporalEnsemble
@@ -41,6 +41,6 @@ __all__ = [
     "TokenDistance",
     "WarmStart",
     "emphasised",
+    "load",
     "load_checkpoint",
-    "save_checkpoint",
 ]

@@ -10,7 +10,7 @@ from poise.policies.memory import Age, Mask, Memory, Robots, Seeds, Seen
 from poise.policies.policy import Policy
 
 Planner = Callable[[Memory, Robots], NDArray[np.float32]]
-"""`(memory, robots) -> plans (len(robots), horizon, action)`: how a controller plans for some of its robots."""
+"""`(memory, robots) -> plans (len(robots), planned, action)`: how a controller plans for some of its robots."""
 
 
 class Controller(Protocol):
@@ -79,7 +79,7 @@ class RecedingHorizon:
     def __init__(self, policy: Policy, robots: int = 1, planner: Planner = Memory.plan) -> None:
         self.robots, self.fresh = robots, np.zeros(robots, bool)
         self._memory, self._planner, self._spec = Memory(policy, robots), planner, policy.spec
-        self._plan = np.zeros((robots, policy.spec.horizon, policy.spec.action), np.float32)
+        self._plan = np.zeros((robots, policy.spec.planned, policy.spec.action), np.float32)
         self._next, self._end = np.zeros(robots, int), np.zeros(robots, int)
 
     def reset(self, seeds: Seeds, which: Mask = None) -> None:
@@ -96,7 +96,7 @@ class RecedingHorizon:
         if len(robots):
             self._plan[robots] = self._planner(memory, robots)
             self._next[robots] = (memory.now - memory.seen)[robots]
-            self._end[robots] = np.minimum(self._next[robots] + self._spec.execute, self._spec.horizon)
+            self._end[robots] = np.minimum(self._next[robots] + self._spec.execute, self._spec.planned)
         self._next[active] += 1
         return self._plan[np.arange(self.robots), self._next.clip(1) - 1]
 

@@ -78,15 +78,22 @@ class DiffusionPolicy(Policy):
 
         Args:
             observation: Name -> `(B, history, ...)`.
-            actions: `(B, horizon, action)`.
+            actions: `(B, horizon, action)`, all that the network denoises: with a `lead`, from so many steps before
+                now on.
             divergence: As in `poise.likelihood.log_prob`.
             solver: As there.
             steps: As there.
 
         Raises:
-            ValueError: A feature that is missing, of a wrong shape, or not finite.
+            ValueError: A feature that is missing, of a wrong shape, or not finite; actions of another number of steps.
         """
         self.check(observation)
+        if actions.shape[1:] != (self.spec.horizon, self.spec.action):
+            raise ValueError(
+                f"log_prob got actions of shape {tuple(actions.shape)}, expected "
+                f"(batch, {self.spec.horizon}, {self.spec.action}): all steps of the horizon, of which the first "
+                f"{self.spec.lead} come before now"
+            )
         with torch.no_grad():
             x = self.action_normaliser(self.spec.space.encode(actions, observation))
             denoise = self.denoiser(observation)
@@ -104,7 +111,7 @@ class DiffusionPolicy(Policy):
         spec, tokens = self.spec, self.tokens(observation)
         noise = tempered(noise or gaussian(), spec.temperature)
         x = start(spec.schedule, tokens.new_empty(len(tokens), spec.horizon, spec.action), noise)
-        return self._denoised(observation, tokens, x, 1.0, noise)
+        return self._denoised(observation, tokens, x, spec.begin, noise)
 
     @torch.inference_mode()
     def replan(self, observation: Observation, previous: Actions, begin: float, noise: Noise | None = None) -> Actions:
@@ -121,7 +128,8 @@ class DiffusionPolicy(Policy):
 
         Args:
             observation: Name -> `(B, history, ...)`, oldest step first.
-            previous: `(B, horizon, action)` in the units of the data, whose index 0 is now.
+            previous: `(B, planned, action)` in the units of the data, whose index 0 is now. The steps of a `lead`
+                repeat its first action.
             begin: Time in (0, 1]; 1 forgets the earlier plan up to what little of it alpha leaves.
             noise: Source of noise; by default PyTorch's global generator.
 
@@ -131,7 +139,8 @@ class DiffusionPolicy(Policy):
         self.check(observation)
         noise = tempered(noise or gaussian(), self.spec.temperature)
         level = self.spec.schedule.at(begin)
-        x0 = self.action_normaliser(self.spec.space.encode(previous, observation))
+        whole = torch.cat([previous[:, :1].expand(-1, self.spec.lead, -1), previous], dim=1)
+        x0 = self.action_normaliser(self.spec.space.encode(whole, observation))
         x = level.alpha * x0 + level.sigma * noise(x0, begin, begin)
         *_, last = self._denoised(observation, self.tokens(observation), x, begin, noise)
         return last.x
@@ -143,7 +152,7 @@ class DiffusionPolicy(Policy):
         spec, denoise, bound = self.spec, self.diffusion.given(tokens), self.spec.bound
         if self.guide is not None:
             denoise = self.guide(denoise, observation)
-        if bound is not None:
+        if bound is not None and spec.sampler.bound is None:
             denoise = clipped(denoise, -bound, bound)
         samplers = spec.sampler.budget(spec.evaluations)
         times = spec.grid.times(spec.schedule, len(samplers), begin)

@@ -30,8 +30,8 @@ class TemporalEnsemble:
 
     def __init__(self, policy: Policy, robots: int = 1, decay: float = 0.01) -> None:
         self.robots, self.decay, self.fresh = robots, decay, np.zeros(robots, bool)
-        self._memory, horizon = Memory(policy, robots), policy.spec.horizon
-        # No plan lives longer than a horizon, so the plan of step t takes the place t modulo the horizon.
+        self._memory, horizon = Memory(policy, robots), policy.spec.planned
+        # No plan lives longer than its steps, so the plan of step t takes the place t modulo their number.
         self._plans = np.zeros((robots, horizon, horizon, policy.spec.action), np.float32)
         self._made, self._begin = np.full((robots, horizon), -1), np.zeros((robots, horizon), int)
         self._action = np.zeros((robots, policy.spec.action), np.float32)

@@ -127,19 +127,19 @@ class Memory:
         return rows
 
     def _age(self, age: Age, active: NDArray[np.bool_]) -> NDArray[np.integer]:
-        ages, horizon = np.asarray(0 if age is None else age), self.policy.spec.horizon
+        ages, planned = np.asarray(0 if age is None else age), self.policy.spec.planned
         if ages.shape not in ((), (self.robots,)) or not np.issubdtype(ages.dtype, np.integer):
             raise ValueError(
                 f"got an age of shape {ages.shape} and {ages.dtype}, expected whole control steps, one number or "
                 f"({self.robots},)"
             )
         ages = np.broadcast_to(ages, self.robots)
-        wrong = active & ((ages < 0) | (ages >= horizon))
+        wrong = active & ((ages < 0) | (ages >= planned))
         if wrong.any():
             robot = np.flatnonzero(wrong)[0]
             raise ValueError(
-                f"got an observation of robot {robot} of age {ages[robot]}, expected 0 to {horizon - 1}: a plan of "
-                f"{horizon} actions from the moment of an older one has none left for now; hold the robot, or plan on"
+                f"got an observation of robot {robot} of age {ages[robot]}, expected 0 to {planned - 1}: a plan of "
+                f"{planned} actions from the moment of an older one has none left for now; hold the robot, or plan on"
             )
         return ages
 
@@ -172,7 +172,7 @@ class Memory:
         return per_sample([self._noise[robot] for robot in robots])
 
     def plan(self, robots: Robots) -> NDArray[np.float32]:
-        """Plans from pure noise for some robots, `(len(robots), horizon, action)`."""
+        """Plans from pure noise for some robots, `(len(robots), planned, action)`."""
         return self.policy.plan(self.window(robots), self.noise(robots)).cpu().numpy()
 
 

@@ -5,22 +5,27 @@ object serves any number of robots.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from poise.data import Batch, Normaliser, Unscaled, Windows
+from poise.data.mapped import relieve
+from poise.policies.saving import save_checkpoint
 from poise.policies.spec import PolicySpec, given
 from poise.sampling import State
 from poise.typing import Actions, Noise, Observation, Tokens
 
 _FITTED = 200_000  # windows, evenly spread, that the statistics of actions come from
 _PIXELS = 1_000_000  # likewise, for those of a camera
+_AT_ONCE = 50_000
 
 
 class Policy(nn.Module, ABC):
-    """An observation history `(B, history, ...)` in the units of the data, to a plan `(B, horizon, action)` in them.
+    """An observation history `(B, history, ...)` in the units of the data, to a plan `(B, planned, action)` in them.
 
     Args:
         spec: Description of the policy.
@@ -59,7 +64,7 @@ class Policy(nn.Module, ABC):
                 )
         for name in spec.observations:
             values = rows[name].flatten(0, -2) if name in spec.cameras else rows[name]
-            few = values[_spread(len(values), _PIXELS)] if name in spec.cameras else values
+            few = _taken(values, _spread(len(values), _PIXELS)) if name in spec.cameras else values
             self._normaliser(name).fit(few, Unscaled() if name in self.encoder.raw else spec.scaling(name))
         batch = evenly(windows)
         self.action_normaliser.fit(spec.space.encode(batch.actions, batch.observation)[batch.real], spec.action_scaling)
@@ -68,6 +73,16 @@ class Policy(nn.Module, ABC):
         module = self.observation_normalisers[self._keys[name]]
         assert isinstance(module, Normaliser)
         return module
+
+    def set_constants(self, name: str, scale: Tensor, offset: Tensor) -> None:
+        """Take the constants of normalisation of an observed feature, or of "action", from elsewhere than data."""
+        for mine, new in zip(self.constants(name), (scale, offset), strict=True):
+            mine.copy_(new)
+
+    def constants(self, name: str) -> tuple[Tensor, Tensor]:
+        """Scale and offset of an observed feature, or of "action"."""
+        normaliser = self.action_normaliser if name == "action" else self._normaliser(name)
+        return normaliser.scale, normaliser.offset
 
     def normalised(self, observation: Observation, generator: torch.Generator | None = None) -> dict[str, Tensor]:
         """The observed features as the encoder sees them: in normalised units, images cropped, absent features zero.
@@ -126,6 +141,18 @@ class Policy(nn.Module, ABC):
             self._normaliser(name).check()
         self.action_normaliser.check()
 
+    def save(self, path: str | Path, notes: Mapping[str, Any] | None = None) -> Path:
+        """Write a checkpoint that `poise.load` reads; the file is complete or it is not there.
+
+        Args:
+            path: A file that ends in `.safetensors`, or a folder in which `policy.safetensors` is written.
+            notes: JSON data to keep with it.
+
+        Returns:
+            The file.
+        """
+        return save_checkpoint(path, self, notes)
+
     def check(self, observation: Observation) -> None:
         """Raise unless the observation has every feature that is not optional, in its shape, finite, in one batch.
 
@@ -159,13 +186,16 @@ class Policy(nn.Module, ABC):
             raise ValueError(f"The policy got batches of {sizes} rows, expected one number: a row of each for a robot")
 
     def encoded(self, batch: Batch) -> Actions:
-        """The actions of a batch as the policy learns them, in normalised units."""
+        """The actions of a batch, from `lead` steps before now on, as the policy learns them, in normalised units."""
         with self._exact():
             return self.action_normaliser(self.spec.space.encode(batch.actions, batch.observation))
 
     def decoded(self, actions: Actions, observation: Observation) -> Actions:
-        """The inverse of `encoded`: actions in the units of the data."""
-        return self.spec.space.decode(self.action_normaliser.inverse(actions), observation)
+        """Learned plans `(B, horizon, action)` in the units of the data, from now on: `(B, planned, action)`.
+
+        Without a `lead` it is the inverse of `encoded`.
+        """
+        return self.spec.space.decode(self.action_normaliser.inverse(actions), observation)[:, self.spec.lead :]
 
     def bounded(self, actions: Actions) -> Actions:
         """Predicted actions, in normalised units, clamped to the bound of the spec."""
@@ -200,6 +230,15 @@ def evenly(windows: Windows) -> Batch:
     """The windows that the statistics of actions come from, without their images."""
     low = [name for name, rows in windows.observations.items() if rows.ndim < 4]
     return windows.gather(_spread(len(windows), _FITTED), low)
+
+
+def _taken(rows: Tensor, chosen: Tensor) -> Tensor:
+    """Some rows, in order, of which only a part is in memory at a time where they are mapped."""
+    taken = []
+    for part in chosen.split(_AT_ONCE):
+        taken.append(rows[part])
+        relieve()
+    return torch.cat(taken)
 
 
 def _spread(count: int, most: int) -> Tensor:

@@ -24,7 +24,10 @@ class PolicySpec:
         action: Number of action dimensions.
         space: What the actions of a plan are measured from.
         history: Observation steps, T_o.
-        horizon: Action steps planned, T_p; index 0 is the action for the current observation.
+        horizon: Action steps that the network denoises, T_p.
+        lead: How many of them come before the current one: they are denoised and then left out of the plan. LeRobot and
+            Diffusion Policy plan from the oldest observation on, `lead = history - 1`. Index 0 of a plan is the action
+            for the current observation, whatever the lead.
         execute: Action steps run before the next plan, T_a.
         encoder: Observations to tokens.
         network: The denoising network; the regression baseline uses it too.
@@ -41,6 +44,8 @@ class PolicySpec:
         sampler: Default sampler; any other runs from the same weights.
         grid: Times that the sampler visits.
         evaluations: Network evaluations a plan.
+        begin: Time at which pure noise stands for the plan, in (0, 1]. Below 1 it is the published flaw of beginning
+            at a level that is not noise (Lin et al. 2023, arXiv 2305.08891), for policies that run so elsewhere.
         temperature: Factor of the noise; below 1 trades diversity for precision.
 
     Raises:
@@ -55,6 +60,7 @@ class PolicySpec:
     space: ActionSpace = Absolute()
     history: int = 2
     horizon: int = 16
+    lead: int = 0
     execute: int = 8
     encoder: EncoderSpec = Vector()
     network: NetworkSpec = MLP()
@@ -70,13 +76,15 @@ class PolicySpec:
     sampler: Sampler = DPMSolverPP()
     grid: Grid = UniformTime()
     evaluations: int = 10
+    begin: float = 1.0
     temperature: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.execute <= self.horizon:
+        if not 1 <= self.execute <= self.planned or self.lead < 0:
             raise ValueError(
-                f"PolicySpec got horizon={self.horizon} and execute={self.execute}, expected 1 <= execute <= horizon: "
-                "a plan must hold every action that is run before the next one"
+                f"PolicySpec got lead={self.lead}, horizon={self.horizon} and execute={self.execute}, expected "
+                "1 <= execute <= horizon - lead and a lead of at least 0: a plan must hold every action that is run "
+                "before the next one"
             )
         if min(self.history, self.action, self.draws) < 1 or not self.observations:
             raise ValueError(
@@ -88,10 +96,10 @@ class PolicySpec:
                 f"PolicySpec got observations {dict(self.observations)}, expected sizes of at least 1: the shape of a "
                 "single number is (1,)"
             )
-        if (self.bound is not None and self.bound <= 0) or self.temperature < 0:
+        if (self.bound is not None and self.bound <= 0) or self.temperature < 0 or not 0 < self.begin <= 1:
             raise ValueError(
-                f"PolicySpec got bound={self.bound} and temperature={self.temperature}, expected a bound above 0 or "
-                "None, and a temperature of at least 0"
+                f"PolicySpec got bound={self.bound}, temperature={self.temperature} and begin={self.begin}, "
+                "expected a bound above 0 or None, and a temperature of at least 0, and to begin at a time in (0, 1]"
             )
         unknown = sorted({*self.optional, *self.scalings} - set(self.observations))
         if unknown or not all(0 <= share < 1 for share in self.optional.values()):
@@ -104,6 +112,11 @@ class PolicySpec:
         for augmentation in self.augmentations:
             augmentation.check(self.observations)
         _ = self.encoded
+
+    @property
+    def planned(self) -> int:
+        """Action steps of a plan, from now on: `horizon - lead`."""
+        return self.horizon - self.lead
 
     @property
     def cameras(self) -> tuple[str, ...]:

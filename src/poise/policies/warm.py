@@ -47,7 +47,7 @@ class WarmStart:
         spec.grid.times(spec.schedule, len(spec.sampler.budget(count)), begin)
         self.robots, self.begin, self._warm = robots, begin, policy.eval().using(evaluations=count)
         self._control = RecedingHorizon(policy, robots, self._plan)
-        self._previous = np.zeros((robots, spec.horizon, spec.action), np.float32)
+        self._previous = np.zeros((robots, spec.planned, spec.action), np.float32)
         self._taken, self._known = np.zeros(robots, int), np.zeros(robots, bool)
 
     @property

@@ -40,12 +40,15 @@ class DDIM(Sampler):
 
     Attributes:
         eta: Share of fresh noise, in [0, 1].
+        bound: Clamp $x_0$ to plus or minus this where it stands in the first term, but not in $\hat\epsilon$, as
+            diffusers does by default. With a denoiser that is `clipped` both are of the clamped one.
 
     Raises:
         ValueError: `eta` outside [0, 1].
     """
 
     eta: float = 0.0
+    bound: float | None = None
     order = 1
     evaluations = 1
 
@@ -57,10 +60,14 @@ class DDIM(Sampler):
         self, denoise: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise, memory: Any = None
     ) -> tuple[Tensor, Any]:
         """One step of the formula above."""
-        here, there = schedule.at(t), schedule.at(s)
+        here, there, x0 = schedule.at(t), schedule.at(s), denoise(x, t)
         fresh = self.eta**2 * -math.expm1(2 * (here.log_snr - there.log_snr))
         keep = there.sigma * math.sqrt(1 - fresh) / here.sigma
-        x = torch.add(keep * x, denoise(x, t), alpha=there.alpha - keep * here.alpha)
+        x = (
+            torch.add(keep * x, x0, alpha=there.alpha - keep * here.alpha)
+            if self.bound is None
+            else torch.add(keep * (x - here.alpha * x0), x0.clamp(-self.bound, self.bound), alpha=there.alpha)
+        )
         return (torch.add(x, noise(x, t, s), alpha=there.sigma * math.sqrt(fresh)) if fresh else x), None
 
 
@@ -94,9 +101,9 @@ class DDPM(Sampler):
     ) -> tuple[Tensor, Any]:
         """One step of the formula above."""
         c_x, c_0, std = posterior(schedule, t, s)
-        std = std ** (1 - self.upper) * transition(schedule, s, t)[1] ** self.upper
         x = torch.add(c_x * x, denoise(x, t), alpha=c_0)
-        return x.add_(noise(x, t, s), alpha=std), None
+        # Between the standard deviations of the posterior and of the step.
+        return x.add_(noise(x, t, s), alpha=std ** (1 - self.upper) * transition(schedule, s, t)[1] ** self.upper), None
 
 
 @dataclass(frozen=True)

@@ -52,8 +52,7 @@ class _Uniform(Grid):
     def interior(self, schedule: Schedule, steps: int, begin: float) -> list[float]:
         """Equal strides of the coordinate."""
         first, last = self.coordinate(schedule, torch.tensor([begin, 0.0], dtype=torch.float64)).tolist()
-        share = torch.arange(1, steps, dtype=torch.float64) / steps
-        return self.time(schedule, first + share * (last - first)).tolist()
+        return self.time(schedule, first + torch.arange(1, steps).double() / steps * (last - first)).tolist()
 
 
 @dataclass(frozen=True)
@@ -129,9 +128,12 @@ class Trailing(Grid):
 
     Attributes:
         trained: Steps of the chain that the network was trained on.
+        first: 0 divides the way to t = 0 into equal strides; 1 that to the first level of the chain, from which the
+            last step goes to t = 0. The spacings "linspace" and, from a time below 1, "leading" of diffusers are so.
     """
 
     trained: int = 100
+    first: int = 0
 
     def interior(self, schedule: Schedule, steps: int, begin: float) -> list[float]:
         """Equal strides, rounded.
@@ -139,12 +141,12 @@ class Trailing(Grid):
         Raises:
             ValueError: More steps than trained levels.
         """
-        if steps > self.trained * begin:
+        if steps > (level := round(self.trained * begin, 6)):
             raise ValueError(
                 f"Trailing got {steps} steps, expected at most the {self.trained} trained levels, "
                 f"of which {int(self.trained * begin)} lie below t = {begin}"
             )
-        return [round(self.trained * begin * (1 - i / steps)) / self.trained for i in range(1, steps)]
+        return [round(level - i * (level - self.first) / (steps - self.first)) / self.trained for i in range(1, steps)]
 
 
 @dataclass(frozen=True)
@@ -172,13 +174,13 @@ class Listed(Grid):
         Raises:
             ValueError: No such list, or a first time other than 1.
         """
-        for times in self.grids:
-            if len(times) == steps + 1 and begin == 1:
-                return list(times[1:-1])
-        raise ValueError(
-            f"Listed got {steps} steps from t = {begin}, expected 1.0 and one of "
-            f"{sorted(len(times) - 1 for times in self.grids)} steps: see `optimised`"
-        )
+        known = {len(times) - 1: list(times[1:-1]) for times in self.grids}
+        if steps not in known or begin != 1:
+            raise ValueError(
+                f"Listed got {steps} steps from t = {begin}, expected 1.0 and one of {sorted(known)} steps: "
+                "see `optimised`"
+            )
+        return known[steps]
 
 
 __all__ = ["Grid", "KarrasGrid", "Listed", "Quadratic", "Trailing", "UniformLogSNR", "UniformTime"]

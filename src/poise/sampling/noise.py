@@ -36,8 +36,7 @@ def per_sample(generators: Sequence[torch.Generator | int]) -> Noise:
 
     def draw(x: Tensor, t: float, s: float) -> Tensor:
         _fits(x, sources)
-        rows = [torch.randn(x.shape[1:], generator=source, dtype=x.dtype) for source in sources]
-        return torch.stack(rows).to(x.device)
+        return torch.stack([torch.randn(x.shape[1:], generator=s, dtype=x.dtype) for s in sources]).to(x.device)
 
     return draw
 

@@ -16,12 +16,14 @@ class Sampler(ABC):
         order: Order of convergence on the probability-flow ODE; `poise.testing.check_sampler` measures it.
         evaluations: Calls of the denoiser a step, counted by the same check; 0 where a tolerance decides.
         extra: Calls beyond those of the steps, once on the way from t = 1 to t = 0.
+        bound: What it clamps predictions to itself, as it needs them unclamped too; a policy then hands them on so.
         endings: The last steps of a budget, by its remainder: `endings[r]` costs r evaluations, or r and one step.
     """
 
     order: int
     evaluations: int
     extra: int = 0
+    bound: float | None = None
     endings: "tuple[tuple[Sampler, ...], ...]" = ((),)
 
     @abstractmethod

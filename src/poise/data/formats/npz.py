@@ -3,9 +3,9 @@
 import json
 import math
 import os
+import tokenize
 import zipfile
 import zlib
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,12 +14,25 @@ import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from poise.data.facts import Facts
 from poise.data.flat import Flat
 from poise.data.source import Contents, Format, Rows, Sink, Source
-from poise.data.untrusted import MAX_FEATURES, DataError, affordable, parsed
+from poise.data.untrusted import MAX_FEATURES, DataError, affordable, broken, parsed
+from poise.data.writing import About, about, aside
 
 _ENDS, _ABOUT = "episode_ends", "poise_about"
+_RESERVED = {_ENDS, _ABOUT, "file", "allow_pickle"}
+_DENSE = 2  # deflate makes constant images smaller than 1 / 1000, by not more than this
+_ERRORS = (
+    zipfile.BadZipFile,
+    EOFError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    SyntaxError,
+    ValueError,
+    tokenize.TokenError,
+    zlib.error,
+)
 
 
 @dataclass(frozen=True)
@@ -38,52 +51,43 @@ class Npz(Format):
         arrays = _arrays(path)
         if _ENDS not in arrays:
             raise DataError(path, _ENDS, f"is missing among {sorted(arrays)}: the exclusive end of every episode")
-        ends, about = arrays.pop(_ENDS), arrays.pop(_ABOUT, None)
-        facts, tasks, subsets = Facts(), (), {}
-        if about is not None:
-            plain = parsed(path, about.tobytes(), _ABOUT)
-            try:
-                facts, tasks = Facts.of(plain["facts"]), tuple(map(str, plain["tasks"]))
-                subsets = {str(name): tuple(map(int, numbers)) for name, numbers in plain["subsets"].items()}
-            except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise DataError(path, _ABOUT, f"is not what this format writes ({error}): write it anew") from error
-        return Flat(path, arrays, ends, facts, tasks, subsets)
+        ends, found = arrays.pop(_ENDS), arrays.pop(_ABOUT, None)
+        known = About() if found is None else About.of(path, _ABOUT, parsed(path, found.tobytes(), _ABOUT))
+        columns = {name: array[:, None] if array.ndim == 1 else array for name, array in arrays.items()}
+        return Flat(path, columns, ends, *known.checked(path, _ABOUT, len(ends) if ends.ndim else 0))
 
     def create(self, path: Path, contents: Contents) -> Sink:
         """Keep episodes in memory and write them at the end."""
+        taken = _RESERVED & set(contents.features)
+        if taken:
+            raise ValueError(f"npz got the features {sorted(taken)}, whose names the archive needs: rename them")
         return _Archive(path, contents)
 
 
 def _arrays(path: Path) -> dict[str, NDArray]:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-            if len(entries) > MAX_FEATURES:
-                raise DataError(path, "archive", f"has {len(entries)} entries, expected at most {MAX_FEATURES}")
-            return {one.filename.removesuffix(".npy"): _array(path, archive, one) for one in entries}
-    except (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-        raise DataError(path, "archive", f"is broken or none of NumPy ({error}): write it anew") from error
-    except zlib.error as error:
-        raise DataError(path, "archive", f"is broken ({error}): write it anew") from error
+    with broken(path, "archive", *_ERRORS), zipfile.ZipFile(path) as archive:
+        entries = archive.infolist()
+        if len({one.filename.removesuffix(".npy") for one in entries}) < len(entries) or len(entries) > MAX_FEATURES:
+            problem = f"has {len(entries)} entries, expected at most {MAX_FEATURES}, and no name twice"
+            raise DataError(path, "archive", problem)
+        return {one.filename.removesuffix(".npy"): _array(path, archive, one) for one in entries}
 
 
 def _array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray:
     """One entry, once its header is found to agree with its size."""
-    try:
+    with broken(path, entry.filename, *_ERRORS):
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"got compression {entry.compress_type}, expected stored or deflated")
         with archive.open(entry) as file:
             version = npy.read_magic(file)
             read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
             shape, _, dtype = read_header(file)
-            kind = affordable(path, entry.filename, shape, dtype, entry.compress_size)
+            kind = affordable(path, entry.filename, shape, dtype, _DENSE * entry.compress_size)
             size = math.prod(shape) * kind.itemsize
             if size != entry.file_size - file.tell():
                 raise DataError(path, entry.filename, f"declares {shape} of {kind}, but holds another number of bytes")
         with archive.open(entry) as file:
-            return npy.read_array(file, allow_pickle=False)
-    except DataError:
-        raise
-    except ValueError as error:
-        raise DataError(path, entry.filename, f"is no array of numbers ({error})") from error
+            return npy.read_array(file, allow_pickle=False).astype(kind.newbyteorder("="), copy=False)
 
 
 class _Archive(Sink):
@@ -98,18 +102,19 @@ class _Archive(Sink):
         self._tasks.append(task)
 
     def finish(self) -> None:
-        contents, first = self._contents, next(iter(self._rows.values()))
-        tasks = self._tasks if any(self._tasks) else []
-        about: Mapping[str, Any] = {"facts": contents.facts.plain(), "tasks": tasks, "subsets": contents.subsets}
+        if not self._tasks:
+            raise ValueError("npz got no episode to write, expected at least one")
+        first = next(iter(self._rows.values()))
         arrays: dict[str, Any] = {name: np.concatenate(kept) for name, kept in self._rows.items()}
         arrays[_ENDS] = np.cumsum([len(rows) for rows in first])
-        arrays[_ABOUT] = np.frombuffer(json.dumps(about).encode(), np.uint8)
-        aside = self._path.with_name(f".{os.getpid()}.{self._path.name}")
+        arrays[_ABOUT] = np.frombuffer(json.dumps(about(self._contents, self._tasks)).encode(), np.uint8)
+        place = aside(self._path)
         try:
-            np.savez_compressed(aside, **arrays)
-            os.replace(aside, self._path)
+            with place.open("wb") as file:  # a path without `.npz` would get one
+                np.savez_compressed(file, **arrays)
+            os.replace(place, self._path)
         finally:
-            aside.unlink(missing_ok=True)
+            place.unlink(missing_ok=True)
 
     def abandon(self) -> None:
         self._rows.clear()

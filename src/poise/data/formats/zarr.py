@@ -1,73 +1,259 @@
-"""Replay buffers of Diffusion Policy: zarr format 2, `data/<feature>` and `meta/episode_ends` (extra `zarr`)."""
+"""Replay buffers of Diffusion Policy and UMI: zarr format 2, `data/<feature>` and `meta/episode_ends` (extra `zarr`).
 
+A folder, or a zip of one (`.zarr.zip`). Features keep their names; by these names their roles are known:
+
+    action, actions                                     actions
+    state, obs, img, image, keypoint, camera*, robot*   observations
+    goal                                                goals
+    reward, rewards                                     rewards
+
+and other arrays have none. Rates, tasks and what else is known go to the attributes of the root group under `poise`,
+which other readers leave alone. Chunks are cut in time only: 161 rows, as published, or fewer where a chunk would
+exceed 1 MiB, so that few images are decoded for one.
+"""
+
+import itertools
+import json
+import os
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from poise.data.episodes import Episodes
+from poise.data.chunks import Layout, decode, encode
+from poise.data.facts import Facts, Role
+from poise.data.flat import episode_lengths
+from poise.data.members import Folder, Members, Zip
+from poise.data.source import Contents, Feature, Finding, Format, Rows, Sink, Source
+from poise.data.untrusted import MAX_EPISODES, MAX_FEATURES, DataError
+from poise.data.writing import About, about, aside, member, remove
 
-try:
-    import numcodecs
-    import zarr
-    from zarr.errors import GroupNotFoundError
-    from zarr.storage import LocalStore, ZipStore
-except ImportError as error:
-    raise ImportError("reading zarr needs the extra 'zarr': pip install 'poise[zarr]'") from error
-
-
-def read_zarr(path: str | Path, features: tuple[str, ...] | None = None) -> Episodes:
-    """Read a replay buffer, a directory or a zip.
-
-    Args:
-        path: The `.zarr` directory or `.zarr.zip` file.
-        features: Names under `data`; None reads all of them (images too, into memory).
-
-    Raises:
-        FileNotFoundError: No such path.
-        ValueError: No `data` or `meta/episode_ends`, a missing feature, or inconsistent episodes.
-    """
-    path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist, expected a .zarr directory or .zarr.zip file")
-    store = ZipStore(path, mode="r") if path.is_file() else LocalStore(path, read_only=True)
-    try:
-        arrays = _arrays(zarr.open_group(store, mode="r"))
-        if "meta/episode_ends" not in arrays:
-            raise ValueError(f"{path} holds {sorted(arrays)}, expected also 'meta/episode_ends'")
-        found = sorted(key.removeprefix("data/") for key in arrays if key.startswith("data/"))
-        missing = sorted(set(features or ()) - set(found))
-        if missing:
-            raise ValueError(f"{path} holds the features {found}, expected also {missing}: check their names")
-        ends = np.asarray(arrays["meta/episode_ends"])
-        return Episodes({name: np.asarray(arrays[f"data/{name}"]) for name in features or found}, ends)
-    except GroupNotFoundError as error:
-        raise ValueError(f"{path} is not a zarr group, expected a replay buffer with 'data' and 'meta'") from error
-    finally:
-        store.close()
+_ROLES = {
+    "action": Role.ACTION,
+    "actions": Role.ACTION,
+    "state": Role.OBSERVATION,
+    "obs": Role.OBSERVATION,
+    "img": Role.OBSERVATION,
+    "image": Role.OBSERVATION,
+    "keypoint": Role.OBSERVATION,
+    "camera*": Role.OBSERVATION,
+    "robot*": Role.OBSERVATION,
+    "goal": Role.GOAL,
+    "reward": Role.REWARD,
+    "rewards": Role.REWARD,
+}
+_ROWS, _CHUNK = 161, 2**20  # of a chunk: rows, and bytes that it should not exceed
+_ENDS = "meta/episode_ends"
 
 
-def _arrays(root: zarr.Group) -> dict[str, zarr.Array]:
-    groups = {name: root[name] for name in ("data", "meta") if name in root}
-    return {
-        f"{name}/{key}": array
-        for name, group in groups.items()
-        if isinstance(group, zarr.Group)
-        for key, array in group.arrays()
-    }
+@dataclass(frozen=True)
+class Zarr(Format):
+    """The replay buffer: a folder of compressed chunks, or a zip of it."""
+
+    name: ClassVar[str] = "zarr"
+    suffix: ClassVar[str] = ".zarr"
+
+    def recognises(self, path: Path) -> bool:
+        """A folder by its suffix or `.zgroup`, a zip by its suffix."""
+        if path.is_dir():
+            return path.suffix == ".zarr" or (path / ".zgroup").is_file()
+        return path.suffix == ".zip"
+
+    def open(self, path: Path) -> Source:
+        """Read what the arrays are; chunks are decoded when their rows are asked for."""
+        with ExitStack() as stack:
+            members = Zip(path, stack) if path.is_file() else Folder(path)
+            source = _Buffer(path, members, stack)
+            stack.pop_all()
+            return source
+
+    def create(self, path: Path, contents: Contents) -> Sink:
+        """Write chunk by chunk, into a zip if the path ends so."""
+        return _Writer(path, contents)
 
 
-def write_zarr(path: str | Path, episodes: Episodes) -> None:
-    """Write a replay buffer directory that Diffusion Policy's own code reads (format 2, zstd with bit shuffle)."""
-    root = zarr.open_group(path, mode="w", zarr_format=2)
-    data, meta = root.create_group("data"), root.create_group("meta")
-    compressor = numcodecs.Blosc(cname="zstd", clevel=5, shuffle=numcodecs.Blosc.BITSHUFFLE)
-    for name, values in episodes.features.items():
-        chunks = (min(161, len(values)), *values.shape[1:])
-        data.create_array(name, shape=values.shape, chunks=chunks, dtype=values.dtype, compressors=compressor)[:] = (
-            values
+class _Array:
+    """One array, read by bands: the chunks that hold the same rows."""
+
+    def __init__(self, members: Members, field: str) -> None:
+        self._members, self._field = members, field
+        found = members.json(field, ".zarray")
+        sizes = {name: size for name, size in members.sizes(field).items() if name[0] != "."}
+        stored = sum(sizes.values())
+        stored = min(stored, members.path.stat().st_size) if members.path.is_file() else stored
+        self.layout = Layout.of(members.path, field, found, stored)
+        expected = itertools.product(*map(range, self.layout.grid))
+        missing = next((name for cell in expected if (name := ".".join(map(str, cell))) not in sizes), None)
+        if missing is not None:
+            raise DataError(
+                members.path,
+                f"{field}/{missing}",
+                f"is missing among {len(sizes)} chunks: restore it; if zarr 3 left it out since it is all zeros, write "
+                "the buffer with config={'write_empty_chunks': True}",
+            )
+        self._kept: tuple[int, NDArray] | None = None
+
+    def rows(self, first: int, last: int) -> NDArray:
+        """Rows from `first` to `last - 1`, as a copy."""
+        size = self.layout.chunks[0]
+        bands = range(first // size, (last - 1) // size + 1)
+        return np.concatenate([self._band(i)[max(0, first - i * size) : last - i * size] for i in bands])
+
+    def _band(self, index: int) -> NDArray:
+        if self._kept is not None and self._kept[0] == index:
+            return self._kept[1]
+        layout, path = self.layout, self._members.path
+        row = layout.shape[1:]
+        band = np.empty((layout.chunks[0], *row), layout.dtype.newbyteorder("="))
+        for cell in itertools.product(*map(range, layout.grid[1:])):
+            name = f"{self._field}/{'.'.join(map(str, (index, *cell)))}"
+            chunk = decode(path, name, layout, self._members.read(name))
+            where = [slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(cell, layout.chunks[1:], row, strict=True)]
+            band[:, *where] = chunk[:, *(slice(0, w.stop - w.start) for w in where)]
+        self._kept = (index, band)
+        return band
+
+
+class _Buffer(Source):
+    def __init__(self, path: Path, members: Members, stack: ExitStack) -> None:
+        _check_root(members)
+        self._arrays = {name: _Array(members, f"data/{name}") for name in members.folders("data")}
+        ends = _Array(members, _ENDS)
+        if ends.layout.shape[0] > MAX_EPISODES or len(ends.layout.shape) != 1:
+            raise DataError(path, _ENDS, f"has the shape {ends.layout.shape}, expected one end an episode")
+        self._ends = ends.rows(0, ends.layout.shape[0])
+        lengths = episode_lengths(path, _ENDS, self._ends, {n: a.layout.shape[0] for n, a in self._arrays.items()})
+        looks = {name: _look(array.layout) for name, array in self._arrays.items()}
+        known = _about(members, looks).checked(path, ".zattrs", len(lengths))
+        super().__init__(path, Contents(looks, lengths, *known), stack.pop_all())
+
+    def rows(self, episode: int, names: Sequence[str]) -> dict[str, NDArray]:
+        last = int(self._ends[episode])
+        first = last - int(self.contents.lengths[episode])
+        looks = self.contents.features
+        return {name: self._arrays[name].rows(first, last).reshape(-1, *looks[name].shape) for name in names}
+
+    def whole(self, names: Sequence[str]) -> None:
+        """By episode is as fast, since the last band is kept."""
+        return
+
+    def findings(self) -> Iterator[Finding]:
+        yield from ()
+
+
+def _look(layout: Layout) -> Feature:
+    return Feature(layout.dtype.newbyteorder("="), layout.shape[1:] or (1,))
+
+
+def _check_root(members: Members) -> None:
+    files, folders = members.sizes(""), members.folders("")
+    if "zarr.json" in files:
+        raise DataError(members.path, "zarr.json", "is zarr format 3, expected format 2, as Diffusion Policy writes it")
+    if not {"data", "meta"} <= set(folders):
+        raise DataError(
+            members.path,
+            "root",
+            f"holds the folders {folders[:10]}, expected data and meta: a replay buffer; a zip of one has no folder "
+            "around it",
         )
-    ends = meta.create_array("episode_ends", shape=episodes.ends.shape, dtype="i8", compressors=None)
-    ends[:] = episodes.ends
+    if not 0 < len(members.folders("data")) <= MAX_FEATURES:
+        raise DataError(
+            members.path, "data", f"holds {len(members.folders('data'))} arrays, expected 1 to {MAX_FEATURES}"
+        )
 
 
-__all__ = ["read_zarr", "write_zarr"]
+def _about(members: Members, looks: Mapping[str, Feature]) -> About:
+    found = members.json("", ".zattrs") if ".zattrs" in members.sizes("") else {}
+    if type(found) is dict and "poise" in found:
+        return About.of(members.path, ".zattrs: poise", found["poise"])
+    roles = {name: role for name in looks for pattern, role in _ROLES.items() if fnmatchcase(name, pattern)}
+    return About(Facts(roles=roles))
+
+
+class _Writer(Sink):
+    def __init__(self, path: Path, contents: Contents) -> None:
+        self._path, self._aside, self._contents = path, aside(path), contents
+        for name in contents.features:
+            member("zarr", name)
+        self._layouts = {name: _layout(look) for name, look in contents.features.items()}
+        self._waiting: dict[str, list[NDArray]] = {name: [] for name in contents.features}
+        self._written = dict.fromkeys(contents.features, 0)
+        self._lengths: list[int] = []
+        self._tasks: list[str] = []
+        encode(np.zeros(1))  # a missing extra is named before anything is written
+        self._archive = zipfile.ZipFile(self._aside, "w", allowZip64=True) if path.suffix == ".zip" else None
+
+    def append(self, rows: Rows, task: str = "") -> None:
+        lengths = {len(rows[name]) for name in self._waiting}
+        if len(lengths) != 1:
+            raise ValueError(f"zarr got an episode whose features have {sorted(lengths)} rows, expected one number")
+        self._lengths.append(lengths.pop())
+        self._tasks.append(task)
+        for name, layout in self._layouts.items():
+            self._waiting[name].append(np.array(rows[name], layout.dtype).reshape(-1, *layout.shape[1:]))
+            self._drain(name, layout.chunks[0])
+
+    def _drain(self, name: str, enough: int) -> None:
+        """Write chunks while at least so many rows wait."""
+        layout, waiting = self._layouts[name], self._waiting[name]
+        if sum(map(len, waiting)) < enough:
+            return
+        rows, size = np.concatenate(waiting), layout.chunks[0]
+        while len(rows) >= enough:
+            chunk = np.zeros(layout.chunks, layout.dtype)
+            chunk[: len(rows[:size])] = rows[:size]
+            cell = (self._written[name], *[0] * (len(layout.shape) - 1))
+            self._put(f"data/{name}/{'.'.join(map(str, cell))}", encode(chunk))
+            self._written[name], rows = self._written[name] + 1, rows[size:]
+        self._waiting[name] = [rows]
+
+    def finish(self) -> None:
+        try:
+            if not self._lengths:
+                raise ValueError("zarr got no episode to write, expected at least one")
+            for group in ("", "data/", "meta/"):
+                self._put(f"{group}.zgroup", b'{"zarr_format": 2}')
+            steps = sum(self._lengths)
+            for name, layout in self._layouts.items():
+                self._drain(name, 1)
+                whole = Layout((steps, *layout.shape[1:]), layout.chunks, layout.dtype)
+                self._put(f"data/{name}/.zarray", json.dumps(whole.plain()).encode())
+            ends = np.cumsum(self._lengths).astype("<i8")
+            self._put(f"{_ENDS}/.zarray", json.dumps(Layout(ends.shape, ends.shape, ends.dtype).plain()).encode())
+            self._put(f"{_ENDS}/0", encode(ends))
+            self._put(".zattrs", json.dumps({"poise": about(self._contents, self._tasks)}).encode())
+            if self._archive is not None:
+                self._archive.close()
+            os.replace(self._aside, self._path)
+        finally:
+            self.abandon()
+
+    def abandon(self) -> None:
+        if self._archive is not None:
+            self._archive.close()
+        remove(self._aside)
+
+    def _put(self, name: str, data: bytes) -> None:
+        if self._archive is not None:
+            self._archive.writestr(name, data)
+        else:
+            file = self._aside / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(data)
+
+
+def _layout(look: Feature) -> Layout:
+    """Of an array without rows yet."""
+    dtype = look.dtype.newbyteorder("<")
+    row = int(np.prod(look.shape)) * dtype.itemsize
+    rows = min(_ROWS, max(1, _CHUNK // max(1, row)))
+    return Layout((0, *look.shape), (rows, *(max(1, n) for n in look.shape)), dtype)
+
+
+__all__ = ["Zarr"]

@@ -22,15 +22,16 @@ class CNN(EncoderSpec):
 
     The tokens are those of the oldest step first, and within a step in the order of the cameras' names. Cameras may
     have different sizes. By default this is the encoder of Diffusion Policy (Chi et al. 2023, arXiv 2303.04137), but
-    for the ReLU that its code puts after the linear layer; for a few CPU cores take `SmallCNN()`.
+    for the ReLU that its code puts after the linear layer (`relu`); for a few CPU cores take `SmallCNN()`.
 
     Attributes:
         backbone: Images to feature maps.
         pooling: Feature maps to a vector.
-        width: Units of a token.
+        width: Units of a token; None leaves out the linear layer, so that a token is what the pooling gives.
         shared: One set of weights for all cameras; otherwise one each.
         frozen: The backbone keeps the weights that it has, without a gradient and always in evaluation mode; see
             `load_backbone`.
+        relu: A ReLU after the linear layer, as in the published code.
         imagenet: Hand the backbone images as weights trained on ImageNet expect them: less the mean of ImageNet, in
             units of its standard deviation, of each colour. Otherwise it gets them as they arrive, in [-1, 1].
 
@@ -41,14 +42,17 @@ class CNN(EncoderSpec):
 
     backbone: Backbone = ResNet()
     pooling: Pooling = SpatialSoftmax()
-    width: int = 64
+    width: int | None = 64
     shared: bool = True
     frozen: bool = False
+    relu: bool = False
     imagenet: bool = False
 
     def __post_init__(self) -> None:
-        if self.width < 1:
-            raise ValueError(f"CNN got width={self.width}, expected at least 1 unit a token")
+        if self.width is not None and self.width < 1:
+            raise ValueError(
+                f"CNN got width={self.width}, expected at least 1 unit a token, or None for the pooled ones"
+            )
 
     def build(self, shapes: Mapping[str, tuple[int, ...]], history: int) -> Encoder:
         """The module for the named images."""
@@ -64,9 +68,9 @@ class CNN(EncoderSpec):
 class _CNN(Encoder):
     def __init__(self, spec: CNN, images: Mapping[str, tuple[int, int, int]], history: int) -> None:
         super().__init__()
-        self.names, self.tokens = list(images), (history * len(images), spec.width)
-        different = self.names[:1] if spec.shared else self.names
-        self.eyes = nn.ModuleList(_Eye(spec, images[name][2]) for name in different)
+        self.names = list(images)
+        eyes = [_Eye(spec, images[name][2]) for name in (self.names[:1] if spec.shared else self.names)]
+        self.tokens, self.eyes = (history * len(images), eyes[0].width), nn.ModuleList(eyes)
         for name, eye in self._pairs():
             _try(eye, name, images[name])
 
@@ -90,7 +94,9 @@ class _Eye(nn.Module):
         self.frozen = spec.frozen
         self.trunk = spec.backbone.build(channels).requires_grad_(not spec.frozen)
         self.pool = spec.pooling.build(self.trunk.channels)
-        self.project = nn.Linear(self.pool.features, spec.width)
+        self.width = spec.width or self.pool.features
+        self.project = nn.Identity() if spec.width is None else nn.Linear(self.pool.features, spec.width)
+        self.relu = nn.ReLU() if spec.relu else nn.Identity()
         self.colours = _ImageNet() if spec.imagenet else nn.Identity()
 
     def train(self, mode: bool = True) -> "_Eye":
@@ -100,7 +106,7 @@ class _Eye(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         # A permuted view: in memory the channels stay last, which convolutions like.
-        return self.project(self.pool(self.trunk(self.colours(images).permute(0, 3, 1, 2))))
+        return self.relu(self.project(self.pool(self.trunk(self.colours(images).permute(0, 3, 1, 2)))))
 
 
 class _ImageNet(nn.Module):

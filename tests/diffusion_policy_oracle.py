@@ -41,8 +41,6 @@ for package in ("tensorboardX", "imageio", "psutil", "egl_probe", "transformers"
     stub(package)
 
 import dill  # noqa: E402
-from diffusers.schedulers.scheduling_ddim import DDIMScheduler  # noqa: E402
-from diffusers.schedulers.scheduling_ddpm import DDPMScheduler  # noqa: E402
 from omegaconf import OmegaConf  # noqa: E402
 
 SCHEDULER = {"num_train_timesteps": 100, "beta_start": 0.0001, "beta_end": 0.02, "beta_schedule": "squaredcos_cap_v2",
@@ -281,7 +279,7 @@ def robomimic(name, folder, number):
     obs_utils.initialize_obs_utils_with_config(config)
     nets.ConditionalUnet1D = lambda **k: small(**k, down_dims=[16, 32], diffusion_step_embed_dim=32)
     try:
-        sys.modules["robomimic.algo.diffusion_policy"].EMAModel = Average
+        sys.modules["robomimic.algo.diffusion_policy"].__dict__["EMAModel"] = Average
         model = algo_factory("diffusion_policy", config, OrderedDict(shapes), ACTION, "cpu")
     finally:
         nets.ConditionalUnet1D = small
@@ -306,11 +304,10 @@ def robomimic(name, folder, number):
         plans = model._get_action_trajectory(given)
     with config.unlocked():
         config.algo.horizon.action_horizon = executed
-    save_model(
-        model, config, {}, {"all_shapes": OrderedDict(shapes), "ac_dim": ACTION, "all_obs_keys": list(shapes),
-        "use_images": images}, str(folder / f"{name}.pth"), obs_normalization_stats={**numbers, **same} if stats else None,
-        action_normalization_stats={"actions": action} if stats else None,
-    )  # fmt: skip
+    meta = {"all_shapes": OrderedDict(shapes), "ac_dim": ACTION, "all_obs_keys": list(shapes), "use_images": images}
+    tables = ({**numbers, **same}, {"actions": action}) if stats else (None, None)
+    path = str(folder / f"{name}.pth")
+    save_model(model, config, {}, meta, path, obs_normalization_stats=tables[0], action_normalization_stats=tables[1])
     real = plans * torch.tensor(action["scale"]) + torch.tensor(action["offset"]) if stats else plans
     save_file({**seen, "noises": torch.stack(drawn.noises), "plans": real.contiguous(),
                "normalised": plans.contiguous()}, folder / f"{name}.safetensors")  # fmt: skip

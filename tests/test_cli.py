@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from poise.cli import main
 from poise.nn import SmallCNN
 from poise.nn.encoders.backbones import Trunk
-from poise.policies import load, load_checkpoint
+from poise.policies import Policy, load, load_checkpoint
 
 RECIPE = """
 import numpy as np

@@ -129,6 +129,18 @@ def test_a_pushed_policy_comes_back_the_same(hub, policy):
     assert "value: 0.778" in header
 
 
+def test_the_command_line_pushes_with_the_figures(hub, policy, tmp_path, monkeypatch, capsys):
+    from poise.cli import main
+
+    policy.save(tmp_path, NOTES)
+    (tmp_path / "evaluation.json").write_text(json.dumps(RESULTS))
+    arguments = ["push", str(tmp_path), "me/policy", "--results", str(tmp_path / "evaluation.json")]
+    monkeypatch.setattr("sys.argv", ["poise", *arguments])
+    main()
+    assert capsys.readouterr().out.strip().endswith("/me/policy/commit/1")
+    assert "77.8% (73.9% to 81.2%)" in hub.files["README.md"].decode()
+
+
 def test_a_path_needs_no_hub(policy, tmp_path, monkeypatch):
     import sys
 

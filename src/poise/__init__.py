@@ -20,6 +20,7 @@ from poise.data import (
     Normaliser,
     Pixels,
     Quantile,
+    Recorder,
     Role,
     Scaling,
     Standard,
@@ -33,6 +34,7 @@ from poise.diagnostics import energy_distance, gaussian_w2, kolmogorov_smirnov, 
 from poise.dynamics import diffuse, forward_sde, posterior, probability_flow, reverse_sde, transition
 from poise.evaluation import Task, rollout, summary
 from poise.guidance import classified, clipped, guided, inpainted, prefixed, steered, thresholded
+from poise.interop.hub import from_pretrained, push_to_hub
 from poise.latent import decode, encode, interpolate, path, reconstruct, spherical
 from poise.likelihood import Exact, Rademacher, bits_per_dimension, dequantised, elbo, log_prob
 from poise.nn import (
@@ -124,6 +126,9 @@ from poise.schedules import VE, Karras, Rectified, Schedule, SubVP, Tabulated, V
 from poise.training import EMA, TrainingSpec, train
 
 __all__ = [
+    "Recorder",
+    "from_pretrained",
+    "push_to_hub",
     "DataError",
     "Facts",
     "Role",

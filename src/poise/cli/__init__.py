@@ -12,6 +12,7 @@ from poise.cli.demo import demo
 from poise.cli.evaluate import evaluate
 from poise.cli.inspect import inspect
 from poise.cli.interop import export_policy, import_policy
+from poise.cli.push import push
 from poise.cli.sweep import sweep
 from poise.cli.train import train_recipe
 
@@ -41,6 +42,7 @@ def main() -> None:
                     "export": export_policy,
                     "import": import_policy,
                     "inspect": inspect,
+                    "push": push,
                     "sweep": sweep,
                     "train": train,
                 },

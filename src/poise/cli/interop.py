@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from poise.interop.lerobot import import_lerobot
+from poise.interop.foreign import import_policy as imported
 from poise.interop.lerobot_export import export_lerobot
 from poise.policies import DiffusionPolicy, load
 
@@ -17,14 +17,18 @@ def import_policy(
     destination: Annotated[Path, tyro.conf.Positional],
     identity: tuple[str, ...] = (),
 ) -> None:
-    """Read a policy of LeRobot, whose plans stay the same, and write it as a checkpoint.
+    """Read a policy of LeRobot, diffusion_policy or robomimic, whose plans stay the same, and write it as a checkpoint.
+
+    Which of them it is shows in what the source holds.
 
     Args:
-        source: Folder with config.json and model.safetensors, such as .../checkpoints/last/pretrained_model.
+        source: A folder with config.json and model.safetensors, such as .../checkpoints/last/pretrained_model, of
+            LeRobot; a file .ckpt of diffusion_policy; or a file .pth of robomimic. Nothing in it is executed.
         destination: A file, or a directory in which policy.safetensors is written.
-        identity: Features that were trained without normalisation; any other one that lacks statistics is an error.
+        identity: Of LeRobot, features that were trained without normalisation; any other one that lacks statistics is
+            an error.
     """
-    policy, notes = import_lerobot(source, identity)
+    policy, notes = imported(source, identity)
     path = policy.save(destination, {**notes, "source": str(source)})
     print(f"{path}: {sum(p.numel() for p in policy.parameters()):,} parameters")
     if notes["unused"]:

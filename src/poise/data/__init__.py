@@ -5,6 +5,7 @@ from poise.data.episodes import Episodes
 from poise.data.facts import Facts, Role
 from poise.data.normalise import Limits, Normaliser, Pixels, Quantile, Scaling, Standard, Unscaled
 from poise.data.reading import by_episode, convert, known_formats, open_dataset, read, recognised, write
+from poise.data.recorder import Recorder
 from poise.data.source import Contents, Feature, Finding, Format, Rows, Severity, Sink, Source
 from poise.data.untrusted import DataError
 from poise.data.windows import Batch, Windows
@@ -25,6 +26,7 @@ __all__ = [
     "Normaliser",
     "Pixels",
     "Quantile",
+    "Recorder",
     "Role",
     "Rows",
     "Scaling",

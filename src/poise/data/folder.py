@@ -66,7 +66,7 @@ def _header(path: Path) -> tuple[dict[str, Feature], Facts, dict[str, tuple[int,
     try:
         if plain["format"] != MARK:
             raise DataError(path, f"{HEADER}: format", f"got {plain['format']!r:.100}, expected {MARK!r}")
-        features = {str(one["name"]): look_of(path, one["dtype"], tuple(one["shape"])) for one in plain["features"]}
+        features = {_name(one["name"]): look_of(path, one["dtype"], tuple(one["shape"])) for one in plain["features"]}
         if not len(features) == len(plain["features"]) <= MAX_FEATURES or not features:
             count = f"{len(plain['features'])} with {len(features)} names"
             raise DataError(
@@ -79,6 +79,12 @@ def _header(path: Path) -> tuple[dict[str, Feature], Facts, dict[str, tuple[int,
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         problem = f"is not what this format writes ({error!r:.200}): restore the file"
         raise DataError(path, HEADER, problem) from error
+
+
+def _name(found: Any) -> str:
+    if type(found) is not str:
+        raise ValueError(f"got the name {found!r:.100} of a feature, expected a text")
+    return found
 
 
 def look_of(path: Path, dtype: Any, shape: tuple[Any, ...]) -> Feature:

@@ -45,6 +45,8 @@ class Hdf5:
 
     def __init__(self, path: Path, resources: ExitStack) -> None:
         self.path, self._library = path, _library()
+        if not path.is_file():
+            raise DataError(path, "file", "does not exist, expected a file of HDF5")
         with self._broken("file"):
             about = path.stat()
             self._bytes = about.st_size

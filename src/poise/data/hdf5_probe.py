@@ -27,6 +27,7 @@ def main(path: str, seconds: str, most: str, *folders: str) -> None:
     """Read all of a file, or print what is broken and exit with status 3."""
     sys.path.extend(folders)
     import h5py
+    import h5py.h5o
 
     where = "file"
     signal.setitimer(signal.ITIMER_PROF, float(seconds))  # ends the process, wherever it is

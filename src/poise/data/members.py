@@ -89,10 +89,8 @@ class Zip(Members):
         self._found: dict[str, dict[str, zipfile.ZipInfo]] = {}
         with broken(path, "zip", *_ZIP_ERRORS):
             self._archive = stack.enter_context(zipfile.ZipFile(path))
-        for entry in self._archive.infolist():
+        for entry in entries(path, self._archive):
             folder, _, name = entry.filename.rstrip("/").rpartition("/")
-            if name in self._found.get(folder, {}):
-                raise DataError(path, entry.filename[:200], "is in the zip twice, expected every file once")
             self._found.setdefault(folder, {})[name] = entry
 
     def sizes(self, folder: str) -> Mapping[str, int]:
@@ -115,4 +113,21 @@ class Zip(Members):
             return self._archive.read(entry)
 
 
-__all__ = ["Folder", "Members", "Zip"]
+def entries(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
+    """What is in a zip, each file once and none with more bytes than the zip has.
+
+    Raises:
+        DataError: A name twice, or a size that is a lie.
+    """
+    found, names, size = archive.infolist(), set[str](), path.stat().st_size
+    for entry in found:
+        if entry.filename in names:
+            raise DataError(path, entry.filename[:200], "is in the zip twice, expected every file once")
+        if entry.header_offset + entry.compress_size > size:
+            problem = f"takes {entry.compress_size} bytes from {entry.header_offset} on of a zip of {size}"
+            raise DataError(path, entry.filename[:200], f"{problem}, expected as many as there are: restore the file")
+        names.add(entry.filename)
+    return found
+
+
+__all__ = ["Folder", "Members", "Zip", "entries"]

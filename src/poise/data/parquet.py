@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from poise.data.pages import page_sizes
 from poise.data.source import Feature
 from poise.data.untrusted import MAX_EPISODES, MAX_FEATURES, DataError, affordable, broken
 
 _PIECE = 2**26  # bytes of texts that are in memory at a time
 _FREE, _RATIO = 2**24, 1000  # texts that any file may hold, and how much larger they may be than the file
+_SPARE = 2**20  # bytes by which a footer may be wrong about its pages
 _COLUMNS = 32 * MAX_FEATURES  # a feature may be described by several columns
 
 
@@ -50,6 +52,7 @@ class Parquet:
         self._size, self.rows, self.columns = path.stat().st_size, int(self._about.num_rows), list(self._types.names)
         self.pandas = b"pandas" in (self._types.metadata or {})
         self._kept: tuple[Any, dict[str, NDArray]] = None, {}  # the last rows, for groups that hold many episodes
+        self._checked = set[tuple[int, int]]()  # chunks of columns whose pages were looked at
         self._ends = np.cumsum(np.array(groups, np.int64))
         if min([self.rows, *groups]) < 0 or sum(groups) != self.rows:
             raise DataError(path, "footer", f"declares {self.rows} rows in groups of {groups[:9]}, expected their sum")
@@ -206,7 +209,21 @@ class Parquet:
         mine = [j for j, path in enumerate(paths) if _owner(path, names) == name]
         chunks = [[self._about.row_group(i).column(j) for j in mine] for i in groups]
         sizes = [sum(chunk.total_uncompressed_size for chunk in group) for group in chunks]
+        self._check_pages(name, [chunk for group in chunks for chunk in group])
         return sum(chunk.num_values for group in chunks for chunk in group), max(sizes, default=0)
+
+    def _check_pages(self, name: str, chunks: Sequence[Any]) -> None:
+        """That pages become no more than the footer says; what they themselves say is what pyarrow makes room for."""
+        spans = [(_start(chunk), chunk.total_compressed_size) for chunk in chunks]
+        new = [span for span in spans if span not in self._checked]
+        declared = sum(chunk.total_uncompressed_size for chunk in chunks)
+        with broken(self.path, f"{name}: pages", ValueError, IndexError, OSError):
+            size = 0
+            for page in page_sizes(self.path, new):
+                size += page
+                if size > declared + _SPARE:
+                    raise ValueError(f"they become {size} bytes, where the footer declares {declared}")
+        self._checked.update(new)
 
     def _type(self, name: str) -> Any:
         if name not in self.columns:
@@ -288,6 +305,11 @@ def _is_list(kind: Any) -> bool:
 def _is_extension(kind: Any) -> bool:
     """Whether another library, such as `datasets`, gave lists a name of its own."""
     return isinstance(kind, _library().BaseExtensionType)
+
+
+def _start(chunk: Any) -> int:
+    """Where a chunk of a column begins: with its dictionary, if it has one."""
+    return chunk.dictionary_page_offset if chunk.has_dictionary_page else chunk.data_page_offset
 
 
 def _owner(path: str, names: set[str]) -> str:

@@ -111,7 +111,7 @@ def _gathered(source: Source, names: list[str], chosen: Sequence[int], workers: 
         raise DataError(
             source.path,
             "features",
-            f"take {size / 2**30:.0f} GiB of the {memory / 2**30:.0f} GiB of this machine: name those that you need, "
+            f"take {size // 2**30} GiB of the {memory / 2**30:.0f} GiB of this machine: name those that you need, "
             "or pack the dataset by poise dataset pack, which is then read from the disk",
         )
     arrays = {name: np.empty((steps, *look.shape), look.dtype) for name, look in looks.items()}

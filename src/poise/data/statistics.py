@@ -185,7 +185,8 @@ _Row = tuple[int, float, float, float, float, list[float]]  # count, minimum, ma
 
 
 def _of_values(values: NDArray) -> _Row:
-    kept = values[np.isfinite(values)] if values.dtype.kind == "f" else values.astype(np.int64)
+    whole = np.uint64 if values.dtype == np.uint64 else np.int64
+    kept = values[np.isfinite(values)] if values.dtype.kind == "f" else values.astype(whole)
     if not len(kept):
         return 0, math.nan, math.nan, math.nan, math.nan, [math.nan] * len(QUANTILES)
     mean = float(np.mean(kept, dtype=np.float64))

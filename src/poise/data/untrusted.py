@@ -54,7 +54,8 @@ def inside(root: Path, relative: str, field: str) -> Path:
     path = root / relative
     try:
         within = "\0" not in relative and path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError):  # a loop of links, or a name that is too long
+        path.exists()  # fails for a name that is too long
+    except (OSError, RuntimeError):
         within = False
     if not within:
         raise DataError(root, field, f"got the path {relative!r}, expected one inside of this folder")

@@ -137,7 +137,16 @@ def _opened(path: Path, field: str) -> Iterator[tuple[Any, Any]]:
     av = _library("reading films")
     if not path.is_file():
         raise DataError(path, field, "does not exist, expected an MP4 file")
-    errors = (av.FFmpegError, OSError, ValueError, ArithmeticError, MemoryError, RuntimeError, TypeError)
+    errors = (
+        av.FFmpegError,
+        OSError,
+        ValueError,
+        ArithmeticError,
+        MemoryError,
+        RuntimeError,
+        TypeError,
+        AttributeError,
+    )
     with broken(path, field, *errors), av.open(str(path.absolute()), format="mp4") as container:
         if not container.streams.video:
             raise DataError(path, field, "holds no film")

@@ -58,6 +58,9 @@ class Windows:
         device: Where batches are made; features live there too, unless they are memory-mapped: those stay on the host.
         lead: Steps before the current row at which the actions begin.
 
+    Attributes:
+        episodes: Number of episodes that have a window.
+
     Raises:
         ValueError: A missing feature, one of single numbers, images that are not of 8 bits, or no episode long enough.
     """
@@ -88,6 +91,7 @@ class Windows:
                 f"Windows got episodes of at most {int(lengths.max())} steps, expected some of at least "
                 f"{horizon - padded - lead}: shorten the horizon or allow more padding"
             )
+        self.episodes = int(np.count_nonzero(kept))
         # A row and an episode a window, in 32 bits where these suffice: ten million windows take 80 MB.
         size = np.int32 if episodes.steps < 2**31 else np.int64
         episode = np.repeat(np.arange(len(episodes), dtype=size), kept)
@@ -108,6 +112,7 @@ class Windows:
             raise ValueError(f"only got {len(episodes)} episodes, expected some that are long enough for a window")
         fewer = copy.copy(self)
         fewer._row, fewer._episode = self._row[here], self._episode[here]
+        fewer.episodes = len(torch.unique(fewer._episode))
         return fewer
 
     def _kept(self, name: str, episodes: Episodes) -> Tensor:
@@ -121,11 +126,6 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self._row)
-
-    @property
-    def episodes(self) -> int:
-        """Number of episodes that have a window."""
-        return len(torch.unique(self._episode))
 
     def __getitem__(self, indices: Tensor) -> Batch:
         """The windows of the given indices `(B,)`."""

@@ -1,5 +1,6 @@
 """The noise schedulers of diffusers, as the checkpoints that were trained with them describe them."""
 
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from poise.schedules import Tabulated
 
 _STEPS = 10_000
 # What diffusers takes for a field that is not set; a value that is an error here would change the plans.
-_DEFAULTS: dict[str, Any] = {
+_DEFAULTS: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_start": 0.0001,
     "beta_end": 0.02,
@@ -59,6 +60,19 @@ class Chain:
         return ((self.evaluations - 1) * (steps // self.evaluations) + 1) / steps
 
 
+def complete(fields: Fields, defaults: Mapping[str, Any], names: Collection[str]) -> Fields:
+    """The fields with defaults for those that are left out.
+
+    Raises:
+        DataError: A field that is not among the known ones and set to anything but null or false.
+    """
+    unknown = {name for name, value in fields.values.items() if value not in (None, False)} - {*defaults, *names}
+    if unknown:
+        expected = f"expected only {sorted({*defaults, *names} - {'_target_'})}"
+        raise DataError(fields.path, fields.where, f"sets {sorted(unknown)[:5]}, {expected}")
+    return Fields(fields.path, fields.where, {**defaults, **fields.values})
+
+
 def read_chain(fields: Fields, kind: str, evaluations: int | None) -> Chain:
     """The scheduler in some fields.
 
@@ -70,11 +84,7 @@ def read_chain(fields: Fields, kind: str, evaluations: int | None) -> Chain:
     Raises:
         DataError: A field out of range or unknown, or a choice that we have no counterpart of.
     """
-    given = {name: value for name, value in fields.values.items() if value is not None}
-    unknown = {name for name, value in given.items() if value is not False} - {"_target_", *_DEFAULTS}
-    if unknown:
-        raise DataError(fields.path, fields.where, f"sets {sorted(unknown)[:5]}, expected only {sorted(_DEFAULTS)}")
-    fields = Fields(fields.path, fields.where, {**_DEFAULTS, **given})
+    fields = complete(fields, _DEFAULTS, ("_target_",))
     for name in ("variance_type", "set_alpha_to_one", "steps_offset", "timestep_spacing"):
         if fields.values[name] != _DEFAULTS[name]:
             fields.refuse(name, f"{_DEFAULTS[name]!r}, the one that we have a counterpart of")
@@ -95,4 +105,4 @@ def read_chain(fields: Fields, kind: str, evaluations: int | None) -> Chain:
     return Chain(schedule, fields.choice("prediction_type", PREDICTIONS), bound, sampler, evaluations)
 
 
-__all__ = ["Chain", "read_chain"]
+__all__ = ["Chain", "complete", "read_chain"]

@@ -9,9 +9,9 @@ from typing import Any
 
 from poise.data import Crop
 from poise.data.untrusted import MAX_FEATURES, DataError
-from poise.interop.chain import Chain, read_chain
+from poise.interop.chain import Chain, complete, read_chain
 from poise.interop.fields import Fields, described
-from poise.interop.published import GROUPS, SIZE, Outline, complete, core_name, crop, unet_name
+from poise.interop.published import GROUPS, SIZE, Outline, core_name, crop, unet_name
 from poise.nn import (
     CNN,
     AveragePool,

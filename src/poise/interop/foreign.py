@@ -4,10 +4,13 @@ from collections.abc import Collection
 from pathlib import Path
 
 from poise.data.untrusted import DataError
-from poise.interop import diffusion_policy, robomimic
+from poise.interop.diffusion_policy import from_tree as from_diffusion_policy
 from poise.interop.lerobot import import_lerobot
 from poise.interop.quarantine import unpickled
+from poise.interop.robomimic import from_tree as from_robomimic
 from poise.policies import Checkpoint
+
+_PICKLED = {from_diffusion_policy: {"cfg", "state_dicts"}, from_robomimic: {"algo_name", "model", "config"}}
 
 
 def import_policy(path: str | Path, identity: Collection[str] = ()) -> Checkpoint:
@@ -27,11 +30,13 @@ def import_policy(path: str | Path, identity: Collection[str] = ()) -> Checkpoin
         return import_lerobot(path, identity)
     got = unpickled(path)
     keys = set(got.rest) if isinstance(got.rest, dict) else set()
-    for kind, expected in ((diffusion_policy, {"cfg", "state_dicts"}), (robomimic, {"algo_name", "model", "config"})):
-        if expected <= keys:
+    for importer, marks in _PICKLED.items():
+        if marks <= keys:
             if identity:
-                raise ValueError(f"import got identity={list(identity)} for {path.name}, expected none: it is LeRobot's")
-            return kind.from_tree(path, got)
+                raise ValueError(
+                    f"import got identity={list(identity)} for {path.name}, expected none: it is LeRobot's"
+                )
+            return importer(path, got)
     raise DataError(
         path, "checkpoint", f"holds {sorted(keys)[:8]}, expected cfg and state_dicts, of diffusion_policy, or "
         "algo_name, config and model, of robomimic"

@@ -1,4 +1,4 @@
-"""What the importers of diffusion_policy and robomimic share: the description of a policy, and the names of its tensors.
+"""What the importers of diffusion_policy and robomimic share: how a policy is described, and its tensors named.
 
 Both have the U-Net of Diffusion Policy (Chi et al. 2023, arXiv 2303.04137) and the image encoder of robomimic
 (Mandlekar et al. 2021, arXiv 2108.03298). They are ours under other names; only the order of the features differs.
@@ -8,13 +8,12 @@ import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from poise.data import Crop, Limits, Pixels, Scaling, Unscaled
-from poise.data.untrusted import DataError
+from poise.data.untrusted import MAX_FEATURES, DataError
 from poise.interop.chain import Chain
 from poise.interop.fields import Fields, described
 from poise.interop.lerobot import positions
@@ -24,6 +23,7 @@ from poise.policies import Checkpoint, PolicySpec
 
 GROUPS = 8  # of the last block of their U-Net, whatever is set
 SIZE, EYES = 65_536, "encoder.parts.0.eyes."
+_CAMERAS, _TAKEN = 64, {"action", "", *dir(nn.ModuleDict())}  # names that no part of a module can have
 _NETWORK, _TRUNK = "diffusion.network.", "trunk.module."
 _LAYERS = {"conv1": "0", "bn1": "1", "layer1": "4", "layer2": "5", "layer3": "6", "layer4": "7"}
 _ENDS = {"pool.keypoints.weight": "pool.nets.weight", "project.weight": "nets.3.weight", "project.bias": "nets.3.bias"}
@@ -90,8 +90,13 @@ class Outline:
         """The policy, with what normalises its features, the action among them.
 
         Raises:
-            DataError: Parts that do not fit each other.
+            DataError: Parts that do not fit each other, too many features, or a name that no feature can have.
         """
+        names = sorted(_TAKEN.intersection(self.observations))
+        if names or len(self.cameras) > _CAMERAS or len(self.observations) > MAX_FEATURES:
+            problem = f"names {len(self.observations)} with {len(self.cameras)} cameras, and {names} among them"
+            expected = f"expected at most {MAX_FEATURES} with {_CAMERAS} cameras, and names that are not taken"
+            raise DataError(self.path, "observations", f"{problem}, {expected}")
         with described(self.path, "configuration"):
             return PolicySpec(
                 observations=self.observations,
@@ -155,19 +160,6 @@ class Outline:
         return columns(0, 1, self.widths, ours) if tokens else columns(inputs, history, self.widths, ours)
 
 
-def complete(fields: Fields, defaults: Mapping[str, Any], names: Collection[str]) -> Fields:
-    """The fields with defaults for those that are left out.
-
-    Raises:
-        DataError: A field that is not among the known ones and set to anything but null or false.
-    """
-    unknown = {name for name, value in fields.values.items() if value not in (None, False)} - {*defaults, *names}
-    if unknown:
-        expected = f"expected only {sorted({*defaults, *names} - {'_target_'})}"
-        raise DataError(fields.path, fields.where, f"sets {sorted(unknown)[:5]}, {expected}")
-    return Fields(fields.path, fields.where, {**defaults, **fields.values})
-
-
 def unet_name(name: str) -> str:
     """Our name of a tensor of the U-Net as theirs."""
     name = name.replace(".conv1.block.", ".blocks.0.block.").replace(".conv2.block.", ".blocks.1.block.")
@@ -197,16 +189,17 @@ def settle_core(path: Path, tensors: dict[str, Tensor], prefix: str, size: tuple
     for name in [n for n in tensors if n.startswith(f"{prefix}nets.")]:
         part, _, rest = name.removeprefix(f"{prefix}nets.").partition(".")
         twin = {"0": f"{prefix}backbone.{rest}", "1": f"{prefix}pool.{rest}"}.get(part)
-        if twin in tensors:
-            if not torch.equal(tensors.pop(name), tensors[twin]):
-                raise DataError(path, name, f"differs from {twin}, expected the same numbers")
+        if twin in tensors and not torch.equal(tensors.pop(name), tensors[twin]):
+            raise DataError(path, name, f"differs from {twin}, expected the same numbers")
     height, width = (-(-n // 32) for n in size)
     for axis, name in enumerate(("pos_x", "pos_y")):
-        expected, got = positions(height, width)[:, axis], tensors.pop(f"{prefix}pool.{name}", None)
-        if got is not None and (got.numel() != len(expected) or not torch.allclose(got.flatten(), expected, atol=1e-5)):
-            raise DataError(
-                path, f"{prefix}pool.{name}", f"are no coordinates of {height} x {width} pixels, expected them"
-            )
+        got = tensors.pop(f"{prefix}pool.{name}", None)
+        fits = 1 not in (height, width) and (got is None or got.numel() == height * width)
+        if not fits or (
+            got is not None and not torch.allclose(got.flatten(), positions(height, width)[:, axis], atol=1e-5)
+        ):
+            problem = f"are no coordinates from -1 to 1 of {height} x {width} pixels, expected them, of 2 x 2 or more"
+            raise DataError(path, f"{prefix}pool.{name}", problem)
     tensors.pop(f"{prefix}pool.nets.bias", None)  # an offset that a softmax does not feel
     temperature, weight = tensors.pop(f"{prefix}pool.temperature", torch.ones(1)), f"{prefix}pool.nets.weight"
     if temperature.numel() != 1 or not 0 < float(temperature) < torch.inf:
@@ -248,7 +241,6 @@ __all__ = [
     "SIZE",
     "Affine",
     "Outline",
-    "complete",
     "core_name",
     "crop",
     "settle",

@@ -9,14 +9,13 @@ from torch import Tensor
 
 from poise.data import Crop
 from poise.data.untrusted import DataError, parsed
-from poise.interop.chain import Chain, read_chain
+from poise.interop.chain import Chain, complete, read_chain
 from poise.interop.fields import Fields, described
 from poise.interop.published import (
     GROUPS,
     SIZE,
     Affine,
     Outline,
-    complete,
     core_name,
     crop,
     settle,
@@ -130,7 +129,8 @@ def _chain(algorithm: Fields) -> Chain:
     if not fields.flag("enabled"):
         fields.refuse("enabled", "true, or ddpm enabled")
     mine = {name: v for name, v in fields.values.items() if name not in ("enabled", "num_inference_timesteps")}
-    return read_chain(Fields(fields.path, fields.where, mine), kind.upper(), fields.integer("num_inference_timesteps", 10_000))
+    steps = fields.integer("num_inference_timesteps", 10_000)
+    return read_chain(Fields(fields.path, fields.where, mine), kind.upper(), steps)
 
 
 def _unet(fields: Fields, chain: Chain, tensors: Mapping[str, Tensor]) -> UNet1D:

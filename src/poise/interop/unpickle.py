@@ -75,6 +75,10 @@ class _Stand:
         self.items.extend(values)
 
 
+class _Table(dict[Any, Any]):
+    """In the place of an ordered dictionary, which may carry attributes, as the state of a PyTorch module does."""
+
+
 class _Storage(NamedTuple):
     """Numbers in the archive."""
 
@@ -104,7 +108,7 @@ def _rebuild_parameter(data: _Numbers, *_: Any) -> _Numbers:
 
 
 _KNOWN = {
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): _Table,
     ("builtins", "dict"): dict,
     ("builtins", "list"): list,
     ("builtins", "tuple"): tuple,

@@ -1,4 +1,4 @@
-"""Conformance tests: what every schedule, prediction, sampler, network and encoder must hold, ours and yours.
+"""Conformance tests: what every schedule, prediction, sampler, network, encoder and format must hold, ours and yours.
 
 Each `check_*` takes one object and raises AssertionError with a message where it breaks its contract:
 
@@ -7,6 +7,7 @@ Each `check_*` takes one object and raises AssertionError with a message where i
 """
 
 from poise.testing.diffusions import Scaled, asymmetric_mixture, check_prediction, check_schedule, transport
+from poise.testing.formats import check_format
 from poise.testing.modules import check_encoder, check_network
 from poise.testing.samplers import check_sampler, observed_order, strong_order, weak_order
 
@@ -14,6 +15,7 @@ __all__ = [
     "Scaled",
     "asymmetric_mixture",
     "check_encoder",
+    "check_format",
     "check_network",
     "check_prediction",
     "check_sampler",

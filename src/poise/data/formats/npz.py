@@ -15,6 +15,7 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from poise.data.flat import Flat
+from poise.data.members import entries
 from poise.data.source import Contents, Format, Rows, Sink, Source
 from poise.data.untrusted import MAX_FEATURES, DataError, affordable, broken, parsed
 from poise.data.writing import About, about, aside
@@ -66,11 +67,11 @@ class Npz(Format):
 
 def _arrays(path: Path) -> dict[str, NDArray]:
     with broken(path, "archive", *_ERRORS), zipfile.ZipFile(path) as archive:
-        entries = archive.infolist()
-        if len({one.filename.removesuffix(".npy") for one in entries}) < len(entries) or len(entries) > MAX_FEATURES:
-            problem = f"has {len(entries)} entries, expected at most {MAX_FEATURES}, and no name twice"
+        found = {one.filename.removesuffix(".npy"): one for one in entries(path, archive)}
+        if len(found) > MAX_FEATURES or len(found) < len(archive.infolist()):
+            problem = f"has {len(archive.infolist())} entries, expected at most {MAX_FEATURES}, and no name twice"
             raise DataError(path, "archive", problem)
-        return {one.filename.removesuffix(".npy"): _array(path, archive, one) for one in entries}
+        return {name: _array(path, archive, one) for name, one in found.items()}
 
 
 def _array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray:

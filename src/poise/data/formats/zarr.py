@@ -125,7 +125,7 @@ class _Buffer(Source):
         _check_root(members)
         self._arrays = {name: _Array(members, f"data/{name}") for name in members.folders("data")}
         ends = _Array(members, _ENDS)
-        if ends.layout.shape[0] > MAX_EPISODES or len(ends.layout.shape) != 1:
+        if len(ends.layout.shape) != 1 or not 0 < ends.layout.shape[0] <= MAX_EPISODES:
             raise DataError(path, _ENDS, f"has the shape {ends.layout.shape}, expected one end an episode")
         self._ends = ends.rows(0, ends.layout.shape[0])
         lengths = episode_lengths(path, _ENDS, self._ends, {n: a.layout.shape[0] for n, a in self._arrays.items()})

@@ -30,7 +30,7 @@ EXTRAS = {
     "timm": "nn/encoders/vision.py", "metaworld": "envs/metaworld.py",
 }  # fmt: skip
 # Run in processes of their own, with limits; nothing of poise imports them.
-PROGRAMS = ROOT / "interop/unpickle.py", ROOT / "data/hdf5_probe.py"
+PROGRAMS = ROOT / "interop/unpickle.py", ROOT / "data/hdf5_probe.py", ROOT / "data/limited.py"
 
 
 def name_of(file: Path) -> str:

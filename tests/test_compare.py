@@ -104,7 +104,7 @@ def test_rows_are_paired_and_do_not_depend_on_the_other_cells(policy, probe):
     assert [r.deterministic for r in both] == [False, True]
     assert all(r.repeatable for r in both)
     assert [r.label for r in both] == ["DDPM with 2 evaluations", "DDIM with 3 evaluations"]
-    assert both[1].code == "policy.using(sampler=DDIM(eta=0.0), evaluations=3)"
+    assert both[1].code == "policy.using(sampler=DDIM(eta=0.0, bound=None), evaluations=3)"
     assert Row.of(json.loads(json.dumps(dataclasses.asdict(both[0])))) == both[0]
 
 
@@ -124,7 +124,7 @@ def test_a_warm_start_costs_its_evaluations_and_keeps_to_the_plan_that_it_begins
     cells = [warm_start(DDIM(), 2, begin) for begin in (0.05, 0.95)]
     (row,) = compare(base, TASK, cells[:1], [50_000, 50_001], probe, repeats=4)
     assert (row.evaluations, row.family, row.deterministic, row.repeatable) == (2, "warm start", True, True)
-    assert row.code == "WarmStart(policy.using(sampler=DDIM(eta=0.0)), robots, begin=0.05, evaluations=2)"
+    assert row.code == "WarmStart(policy.using(sampler=DDIM(eta=0.0, bound=None)), robots, begin=0.05, evaluations=2)"
     before = cells[0].of(base).plan(probe.observation, per_sample(range(6)))
     near, far = (cell.plan(cell.of(base), probe.observation, per_sample(range(6))) for cell in cells)
     assert (near - before).norm() < 0.3 * (far - before).norm()

@@ -278,7 +278,7 @@ def test_bad_checkpoints_are_explained(policy, tmp_path):
 def test_a_failed_save_keeps_the_old_checkpoint(policy, tmp_path, monkeypatch):
     file = policy.save(tmp_path)
     before = file.read_bytes()
-    monkeypatch.setattr("poise.policies.checkpoint.os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
+    monkeypatch.setattr("poise.policies.saving.os.fsync", lambda fd: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
         policy.save(tmp_path)
     assert file.read_bytes() == before

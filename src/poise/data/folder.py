@@ -40,7 +40,7 @@ def described(path: Path) -> tuple[Contents, list[Line]]:
     Raises:
         DataError: The recording is broken.
     """
-    features, facts, subsets = _header(path)
+    features, facts, subsets = header(path)
     lines = [*_lines(path, len(features))]
     steps = sum(line.length for line in lines)
     for number, (name, look) in enumerate(features.items()):
@@ -61,7 +61,12 @@ def described(path: Path) -> tuple[Contents, list[Line]]:
     return Contents(features, lengths, facts, tasks, subsets), lines
 
 
-def _header(path: Path) -> tuple[dict[str, Feature], Facts, dict[str, tuple[int, ...]]]:
+def header(path: Path) -> tuple[dict[str, Feature], Facts, dict[str, tuple[int, ...]]]:
+    """Features, facts and subsets of a recording.
+
+    Raises:
+        DataError: The header is broken.
+    """
     plain = read_json(inside(path, HEADER, HEADER), HEADER)
     try:
         if plain["format"] != MARK:
@@ -147,4 +152,4 @@ def row_bytes(look: Feature) -> int:
     return math.prod(look.shape) * look.dtype.itemsize
 
 
-__all__ = ["HEADER", "INDEX", "MARK", "Line", "described", "look_of", "row_bytes", "rows_file"]
+__all__ = ["HEADER", "INDEX", "MARK", "Line", "described", "header", "look_of", "row_bytes", "rows_file"]

@@ -144,7 +144,8 @@ def to_demonstrations(policy: Policy, plan: Planned, probe: Probe) -> float:
         ValueError: A probe without demonstrated actions.
     """
     plans = plan(probe.observation, per_sample(range(len(probe))))
-    both = [_normalised(policy, actions, probe.observation) for actions in (plans, _demonstrated(probe))]
+    shown = _demonstrated(probe)[:, policy.spec.lead :]
+    both = [_normalised(policy, actions, probe.observation) for actions in (plans, shown)]
     return energy_distance(*both)
 
 
@@ -154,7 +155,7 @@ def demonstrated_floor(policy: Policy, probe: Probe) -> float:
     Raises:
         ValueError: A probe without demonstrated actions, or with one.
     """
-    demonstrated = _normalised(policy, _demonstrated(probe), probe.observation)
+    demonstrated = _normalised(policy, _demonstrated(probe)[:, policy.spec.lead :], probe.observation)
     return 2 * mean_distance(demonstrated[:, None]).item() / len(probe)
 
 

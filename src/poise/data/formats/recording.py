@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from poise.data.appending import begin, synced
 from poise.data.flat import Flat
-from poise.data.folder import HEADER, INDEX, Line, described, row_bytes, rows_file
+from poise.data.folder import HEADER, INDEX, Line, described, header, row_bytes, rows_file
 from poise.data.mapped import release
 from poise.data.source import Contents, Finding, Format, Rows, Severity, Sink, Source
 from poise.data.untrusted import DataError
@@ -99,7 +99,7 @@ class _Packed(Sink):
     def __init__(self, path: Path, contents: Contents) -> None:
         self._path, self._aside = path, path.with_name(f".{os.getpid()}.{path.name}")
         begin(self._aside, contents)
-        self._looks = described(self._aside)[0].features
+        self._looks = header(self._aside)[0]
         self._rows = [rows_file(self._aside, number).open("wb", _BUFFER) for number in range(len(self._looks))]
         self._index = (self._aside / INDEX).open("wb", _BUFFER)
 

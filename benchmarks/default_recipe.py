@@ -19,7 +19,8 @@ import torch
 from tqdm import tqdm
 
 from poise import DiffusionPolicy, PolicySpec, Recipe, TrainingSpec, load_checkpoint, load_recipe, rollout, summary
-from poise.cli.train import fit, machine
+from poise.cli.fitting import Job, fit
+from poise.cli.machine import machine
 from poise.evaluation import latency
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -48,7 +49,8 @@ def trained(recipe: Recipe, out: Path, data: Path | None) -> tuple[DiffusionPoli
     """The policy of the checkpoint in `out`, made if it is not there, and the end of its training."""
     if not (out / "policy.safetensors").exists():
         training, validation = recipe.parts(data)
-        fit(DiffusionPolicy, recipe.policy, recipe.training, (training, validation), out, {"machine": machine()})
+        job = Job(DiffusionPolicy, recipe.policy, recipe.training, out, {"machine": machine()})
+        fit(job, (training, validation))
     policy, notes = load_checkpoint(out)
     if not isinstance(policy, DiffusionPolicy):
         raise ValueError(f"{out} holds a {type(policy).__name__}, expected a DiffusionPolicy")

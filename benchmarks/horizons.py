@@ -21,7 +21,7 @@ import torch
 from tqdm import tqdm
 
 from poise import DiffusionPolicy, RecedingHorizon, Recipe, load, load_recipe, rollout
-from poise.cli.train import machine
+from poise.cli.machine import machine
 from poise.evaluation import Episode, bootstrap, jerk, seam_jump, wilson
 from poise.policies.control import Control
 from poise.policies.ensemble import TemporalEnsemble

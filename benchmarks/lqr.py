@@ -41,8 +41,8 @@ from poise import (
     per_sample,
     train,
 )
-from poise.cli.train import machine
-from poise.training import EMA
+from poise.cli.machine import machine
+from poise.training import Learner
 
 HORIZON, STEP = 16, 0.1  # a plan, and seconds between its actions
 LEVELS = 20
@@ -123,12 +123,14 @@ def learned(prediction: str, steps: int, batch: int, rate: float) -> DiffusionPo
     torch.manual_seed(0)
     policy, windows = DiffusionPolicy(spec), demonstrations(20_000)
     policy.fit(windows)
-    training = TrainingSpec(steps=steps, batch=batch, learning_rate=rate, warmup=100, weight_decay=0.0)
-    average = EMA(policy, maximum=0.999)
-    for _ in tqdm(train(policy, windows, training, average), total=steps, desc=prediction, leave=False, mininterval=1):
+    training = TrainingSpec(
+        steps=steps, batch=batch, learning_rate=rate, warmup=100, weight_decay=0.0, ema_maximum=0.999
+    )
+    learner = Learner(policy, training)
+    for _ in tqdm(train(learner, windows), total=steps, desc=prediction, leave=False, mininterval=1):
         pass
-    assert isinstance(average.policy, DiffusionPolicy)
-    return average.policy
+    assert isinstance(learner.average.policy, DiffusionPolicy)
+    return learner.average.policy
 
 
 def relative(found: Tensor, exact: Tensor) -> float:

@@ -21,7 +21,7 @@ from matplotlib.patches import Polygon
 from numpy.typing import NDArray
 
 from poise import DiffusionPolicy, Policy, RecedingHorizon, Recipe, load, load_recipe
-from poise.cli.train import machine
+from poise.cli.machine import machine
 from poise.envs.drawing import GOAL, PLAN, ROBOT, SHADOW
 from poise.evaluation import entropy
 

@@ -35,7 +35,8 @@ from poise import (
     rollout,
 )
 from poise.cli.evaluate import SAMPLERS
-from poise.cli.train import fit, machine
+from poise.cli.fitting import Job, fit
+from poise.cli.machine import machine
 from poise.evaluation import bootstrap, wilson
 from poise.predictions import Prediction
 
@@ -90,15 +91,8 @@ def train_one(study: Study, name: str) -> str:
     """Make the checkpoint of a name, in a process of its own."""
     torch.set_num_threads(1)
     recipe = variant(load_recipe(study.recipe), name, study.steps)
-    training, validation = recipe.parts(study.data)
-    fit(
-        DiffusionPolicy,
-        recipe.policy,
-        recipe.training,
-        (training, validation),
-        study.out / name,
-        {"machine": machine()},
-    )
+    job = Job(DiffusionPolicy, recipe.policy, recipe.training, study.out / name, {"machine": machine()})
+    fit(job, recipe.parts(study.data))
     return name
 
 

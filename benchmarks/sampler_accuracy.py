@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from poise.cli.train import machine
+from poise.cli.machine import machine
 from poise.denoisers import Gaussian
 from poise.sampling import (
     DDIM,

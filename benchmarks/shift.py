@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from poise import Policy, Recipe, Task, load, load_recipe, rollout
-from poise.cli.train import machine
+from poise.cli.machine import machine
 from poise.evaluation import Episode, bootstrap, wilson
 from poise.policies.novelty import Novelty
 

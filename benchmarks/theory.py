@@ -46,7 +46,7 @@ from poise import (
     start,
     trace,
 )
-from poise.cli.train import machine
+from poise.cli.machine import machine
 from poise.sampling import Sampler
 from poise.schedules import Schedule
 from poise.typing import Denoiser

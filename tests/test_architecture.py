@@ -15,7 +15,8 @@ LAYERS = {
     "typing": 0, "tensors": 0, "plain": 0, "schedules": 0, "predictions": 0, "objectives": 0, "denoisers": 0,
     "guidance": 0, "dynamics": 0,
     "sampling": 1, "likelihood": 1, "latent": 1,
-    "rotations": 1.5,  # geometry of robots, which encoders and action spaces share: no part of the mathematical core
+    # What the islands share but the mathematical core does not need: geometry of robots, and draws of a training batch.
+    "rotations": 1.5, "draws": 1.5,
     "nn": 2, "data": 2, "envs": 2, "diagnostics": 2,
     "policies": 3, "testing": 3,
     "training": 4, "evaluation": 4, "interop": 4,

@@ -10,6 +10,7 @@ import torch
 from torch.distributions import Categorical, Independent, MixtureSameFamily, Normal
 
 from poise.data import Batch, Episodes, Standard, Windows
+from poise.draws import Draws
 from poise.nn import CNN, MLP, SmallCNN
 from poise.policies.baselines import NearestNeighbour, Regression, _comparable
 from poise.policies.iterative import MinimalIterative
@@ -17,7 +18,7 @@ from poise.policies.mixture import MixtureRegression
 from poise.policies.policy import Policy
 from poise.policies.spec import PolicySpec
 from poise.sampling import per_sample
-from poise.training import EMA, TrainingSpec, train
+from poise.training import Learner, TrainingSpec, train
 
 SMALL = MLP(width=32, depth=2, condition=16)
 SPEC = PolicySpec(
@@ -42,10 +43,10 @@ def trained(kind: Callable[[PolicySpec], Policy], windows: Windows, spec: Policy
     torch.manual_seed(0)
     policy = kind(spec)
     policy.fit(windows)
-    average = EMA(policy, FAST.ema_power, FAST.ema_maximum)
-    for _ in train(policy, windows, FAST, average):
+    learner = Learner(policy, FAST)
+    for _ in train(learner, windows):
         pass
-    return average.policy
+    return learner.average.policy
 
 
 def seen(side: float, batch: int) -> dict[str, torch.Tensor]:
@@ -146,7 +147,7 @@ def test_the_loss_of_the_iterative_policy_is_the_published_one(windows, monkeypa
 
     monkeypatch.setattr(policy.network, "forward", network)
     batch = windows[torch.arange(8)]
-    got = policy.loss(batch, torch.Generator().manual_seed(3))
+    got = policy.loss(batch, Draws(torch.Generator().manual_seed(3)))
     a, z = policy.encoded(batch), torch.randn(8, 4, 2, generator=torch.Generator().manual_seed(3))
     codes = [-7.0, math.log(10)]
     second = 3 * (a + 0.1 * z) + codes[1] - a

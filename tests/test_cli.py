@@ -1,5 +1,6 @@
 import importlib
 import json
+import signal
 import sys
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from safetensors.torch import save_file
 from poise.cli import main
 from poise.nn import SmallCNN
 from poise.nn.encoders.backbones import Trunk
-from poise.policies import Policy, load, load_checkpoint
+from poise.policies import DiffusionPolicy, Policy, load, load_checkpoint
 
 RECIPE = """
 import numpy as np
@@ -92,15 +93,16 @@ def test_train_evaluate_inspect(checkpoint, recipe, monkeypatch, capsys, tmp_pat
 
 
 def test_training_and_evaluation_take_place_on_the_device(recipe, checkpoint, monkeypatch, tmp_path):
-    verb, found = importlib.import_module("poise.cli.train"), []
+    verb, found = importlib.import_module("poise.cli.fitting"), []
     monkeypatch.setattr(Policy, "save", lambda policy, out, notes: out)
 
-    def watched(policy, windows, *rest):
-        found.extend([policy.action_normaliser.scale.device.type, windows.actions.device.type])
+    def watched(learner, windows, *rest):
+        found.extend([learner.device.type, windows.actions.device.type])
         return iter(())
 
     monkeypatch.setattr(verb, "train", watched)
-    monkeypatch.setattr(verb.DiffusionPolicy, "fit", lambda self, windows: None)
+    for step in ("fit", "ready"):  # which look at numbers, of which that device has none
+        monkeypatch.setattr(DiffusionPolicy, step, lambda *arguments: None)
     run(monkeypatch, "train", recipe, "--out", tmp_path / "meta", "--device", "meta")
     assert found == ["meta", "meta"]
     with pytest.raises(RuntimeError, match="meta"):
@@ -130,19 +132,22 @@ def test_baselines_are_trained_and_evaluated_by_the_same_commands(recipe, method
 
 
 def test_interrupting_leaves_a_usable_checkpoint(recipe, monkeypatch, tmp_path, capsys):
-    verb = importlib.import_module("poise.cli.train")
+    verb = importlib.import_module("poise.cli.fitting")
     plain = verb.train
 
     def interrupted(*arguments):
         for progress in plain(*arguments):
             if progress.step == 7:
-                raise KeyboardInterrupt
+                signal.raise_signal(signal.SIGINT)
             yield progress
 
     monkeypatch.setattr(verb, "train", interrupted)
     run(monkeypatch, "train", recipe, "--out", tmp_path / "cut")
-    assert "saving what was learned" in capsys.readouterr().err
-    assert load_checkpoint(tmp_path / "cut").notes["progress"]["step"] == 6
+    assert "stopped at step 7: poise train --resume" in capsys.readouterr().err
+    assert load_checkpoint(tmp_path / "cut").notes["progress"]["step"] == 7
+    monkeypatch.undo()
+    run(monkeypatch, "train", "--resume", tmp_path / "cut")
+    assert load_checkpoint(tmp_path / "cut").notes["progress"]["step"] == 30
 
 
 def test_mistakes_end_in_one_line(checkpoint, recipe, monkeypatch, capsys, tmp_path):

@@ -39,7 +39,7 @@ from poise.nn.spec import Encoder, EncoderSpec
 from poise.plain import concrete, from_plain, to_plain
 from poise.policies import DiffusionPolicy, PolicySpec, load
 from poise.testing import check_encoder
-from poise.training import EMA, TrainingSpec, train
+from poise.training import Learner, TrainingSpec, train
 
 TINY = CNN(SmallCNN((16, 32)), SpatialSoftmax(4), width=6)
 EXAMPLES = {
@@ -385,13 +385,13 @@ def test_a_frozen_backbone_survives_training_averaging_and_a_checkpoint(tmp_path
     policy.fit(windows)
     weights = {name: torch.rand_like(t) for name, t in policy.encoder.eyes[0].trunk.module.state_dict().items()}
     load_backbone(policy, weights)
-    average = EMA(policy)
+    learner = Learner(policy, TrainingSpec(steps=3, batch=4))
     before = policy.encoder.eyes[0].project.weight.detach().clone()
-    for _ in train(policy, windows, TrainingSpec(steps=3, batch=4), average):
+    for _ in train(learner, windows):
         pass
     assert not torch.equal(policy.encoder.eyes[0].project.weight, before)
-    loaded = load(average.policy.save(tmp_path))
-    for kept in (policy, average.policy, loaded):
+    loaded = load(learner.average.policy.save(tmp_path))
+    for kept in (policy, learner.average.policy, loaded):
         trunk = kept.train().encoder.eyes[0].trunk
         assert not any(module.training for module in trunk.modules())
         assert not any(p.requires_grad for p in trunk.parameters())

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from poise.data import Augmentation, ColourJitter, Crop, Episodes, Pixels, Quantile, Standard, Unscaled, Windows
+from poise.draws import Draws
 from poise.nn import MLP, Encoder, EncoderSpec
 from poise.plain import concrete, from_plain, to_plain
 from poise.policies import (
@@ -105,7 +106,7 @@ def test_random_crops_are_windows_of_the_image_common_to_a_history():
     rows, columns = torch.meshgrid(torch.arange(9), torch.arange(12), indexing="ij")
     image = torch.stack([rows, columns, rows], -1).to(torch.uint8)
     moving = torch.stack([image, image + 100])  # two steps of a history
-    cut = Crop((), 5, 6).train(moving.expand(400, 2, 9, 12, 3), generator)
+    cut = Crop((), 5, 6).train(moving.expand(400, 2, 9, 12, 3), Draws(generator))
     assert cut.shape == (400, 2, 5, 6, 3)
     corner = cut[:, 0, 0, 0, :2].long()
     assert set(map(tuple, corner.tolist())) == {
@@ -119,34 +120,36 @@ def test_random_crops_are_windows_of_the_image_common_to_a_history():
 def test_colour_jitter_is_what_it_says():
     generator = torch.Generator().manual_seed(0)
     x = torch.randint(60, 160, (50, 2, 4, 5, 3), generator=generator).to(torch.uint8)
-    still = ColourJitter((), 0.0, 0.0, 0.0, 0.0).train(x, generator)
+    still = ColourJitter((), 0.0, 0.0, 0.0, 0.0).train(x, Draws(generator))
     torch.testing.assert_close(still, x.float(), atol=1e-3, rtol=0)
     luma = torch.tensor([0.299, 0.587, 0.114])
-    bright = ColourJitter((), 0.3, 0.0, 0.0, 0.0).train(x, generator) / x
+    bright = ColourJitter((), 0.3, 0.0, 0.0, 0.0).train(x, Draws(generator)) / x
     factor = bright.flatten(1).mean(1)
     torch.testing.assert_close(bright, factor[:, None, None, None, None].expand_as(bright), atol=1e-3, rtol=0)
     assert 0.7 <= factor.min() < 0.8
     assert 1.2 < factor.max() <= 1.3
-    contrast = ColourJitter((), 0.0, 0.3, 0.0, 0.0).train(x, generator)
+    contrast = ColourJitter((), 0.0, 0.3, 0.0, 0.0).train(x, Draws(generator))
     torch.testing.assert_close((contrast @ luma).mean((1, 2, 3)), (x.float() @ luma).mean((1, 2, 3)), atol=1e-2, rtol=0)
     spread = contrast.std((1, 2, 3)) / x.float().std((1, 2, 3))
     torch.testing.assert_close(spread, spread[:, :1].expand_as(spread), atol=1e-3, rtol=0)
     assert spread.min() < 0.8
-    saturated = ColourJitter((), 0.0, 0.0, 0.3, 0.0).train(x, generator)
+    saturated = ColourJitter((), 0.0, 0.0, 0.3, 0.0).train(x, Draws(generator))
     torch.testing.assert_close(saturated @ luma, x.float() @ luma, atol=1e-2, rtol=0)
     assert (saturated - x).abs().max() > 10
 
 
 def test_a_third_of_a_turn_of_hue_permutes_the_channels():
     x = torch.tensor([200.0, 100.0, 50.0]).expand(64, 1, 2, 2, 3)
-    turned = ColourJitter((), 0.0, 0.0, 0.0, 0.5).train(x, torch.Generator().manual_seed(0))[:, 0, 0, 0]
+    turned = ColourJitter((), 0.0, 0.0, 0.0, 0.5).train(x, Draws(torch.Generator().manual_seed(0)))[:, 0, 0, 0]
     torch.testing.assert_close(turned.sum(1), torch.full((64,), 350.0), atol=1e-2, rtol=0)
     turns = [colorsys.rgb_to_hsv(*(c / 255).tolist())[0] for c in turned]
     assert max(turns) - min(turns) > 0.9
     third = ColourJitter((), 0.0, 0.0, 0.0, 1 / 3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "rand", lambda *a, **k: torch.ones(*a))  # the largest angle
-        torch.testing.assert_close(third.train(x, None)[0, 0, 0, 0].sort().values, torch.tensor([50.0, 100.0, 200.0]))
+        torch.testing.assert_close(
+            third.train(x, Draws())[0, 0, 0, 0].sort().values, torch.tensor([50.0, 100.0, 200.0])
+        )
 
 
 def test_augmentation_is_random_in_training_and_still_at_run_time(windows):
@@ -154,7 +157,9 @@ def test_augmentation_is_random_in_training_and_still_at_run_time(windows):
     run = policy.normalised(batch.observation)
     assert torch.equal(run["wrist"], policy.normalised(batch.observation)["wrist"])
     policy.train()
-    one, two, three = (policy.normalised(batch.observation, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2))
+    one, two, three = (
+        policy.normalised(batch.observation, Draws(torch.Generator().manual_seed(seed))) for seed in (1, 1, 2)
+    )
     assert all(torch.equal(one[name], two[name]) for name in one)
     assert not torch.equal(one["wrist"], three["wrist"])
     assert torch.equal(one["pose"], run["pose"])
@@ -163,7 +168,7 @@ def test_augmentation_is_random_in_training_and_still_at_run_time(windows):
 def test_optional_features_are_hidden_in_training_and_may_be_absent(windows):
     policy = fitted(windows).train()
     many = windows[torch.randint(len(windows), (4000,), generator=torch.Generator().manual_seed(0))]
-    seen = policy.normalised(many.observation, torch.Generator().manual_seed(0))
+    seen = policy.normalised(many.observation, Draws(torch.Generator().manual_seed(0)))
     for name, share in SPEC.optional.items():
         told = seen[f"{name}.given"][:, 0, 0]
         assert abs(told.mean().item() - (1 - share)) < 4 * (share * (1 - share) / 4000) ** 0.5
@@ -251,8 +256,8 @@ def test_policies_that_see_learn_and_travel(windows, tmp_path):
         torch.manual_seed(0)
         policy = kind(SPEC)
         policy.fit(windows)
-        loss = policy.train().loss(windows[torch.arange(9)], torch.Generator().manual_seed(0))
-        again = policy.loss(windows[torch.arange(9)], torch.Generator().manual_seed(0))
+        loss = policy.train().loss(windows[torch.arange(9)], Draws(torch.Generator().manual_seed(0)))
+        again = policy.loss(windows[torch.arange(9)], Draws(torch.Generator().manual_seed(0)))
         assert torch.equal(loss, again)
     policy = fitted(windows)
     loaded = load(policy.save(tmp_path))
@@ -267,20 +272,20 @@ def test_augmentations_conform(augmentation):
     assert spec == augmentation()
     x = torch.randint(0, 256, (5, 2, 96, 90, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     size = spec.size((96, 90, 3))
-    trained = spec.train(x, torch.Generator().manual_seed(1))
+    trained = spec.train(x, Draws(torch.Generator().manual_seed(1)))
     assert trained.shape[2:] == spec.run(x).shape[2:] == size
-    assert torch.equal(trained, spec.train(x, torch.Generator().manual_seed(1)))
-    assert not torch.equal(trained[0].float(), spec.train(x, torch.Generator().manual_seed(2))[0].float())
+    assert torch.equal(trained, spec.train(x, Draws(torch.Generator().manual_seed(1))))
+    assert not torch.equal(trained[0].float(), spec.train(x, Draws(torch.Generator().manual_seed(2)))[0].float())
 
 
 def test_draws_of_noise_share_one_encoding(windows):
     batch, calls = windows[torch.arange(9)], []
     many, one = (fitted(windows, dataclasses.replace(SPEC, draws=draws)) for draws in (400, 1))
     many.encoder.register_forward_hook(lambda module, args, out: calls.append(len(out)))
-    loss = many.loss(batch, torch.Generator().manual_seed(0))
+    loss = many.loss(batch, Draws(torch.Generator().manual_seed(0)))
     assert (loss.shape, calls) == ((9, 4, 2), [9])
     generator = torch.Generator().manual_seed(1)
-    single = torch.stack([one.loss(batch, generator) for _ in range(400)])
+    single = torch.stack([one.loss(batch, Draws(generator)) for _ in range(400)])
     error = 5 * single.std(0) * (2 / 400) ** 0.5
     assert ((loss - single.mean(0)).abs() < error).all()
 
@@ -335,7 +340,7 @@ def test_bfloat16_rounds_neither_colours_nor_targets(windows):
     seen = []
     for enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
-            seen.append(policy.tokens(batch.observation, torch.Generator().manual_seed(0)))
+            seen.append(policy.tokens(batch.observation, Draws(torch.Generator().manual_seed(0))))
     assert seen[1].dtype == torch.float32
     assert torch.equal(*seen)
 
@@ -344,11 +349,11 @@ def test_the_draws_of_a_window_spread_over_the_scale_of_noise(windows, monkeypat
     """Of four, one falls into every quarter of the stratified times."""
     policy, batch, given = fitted(windows, dataclasses.replace(SPEC, draws=4)), windows[torch.arange(9)], []
     original = policy.diffusion.loss
-    monkeypatch.setattr(policy.diffusion, "loss", lambda *args: given.append(args[0]) or original(*args))
-    policy.loss(batch, torch.Generator().manual_seed(0))
-    order = SPEC.density.times(36, torch.Generator().manual_seed(0))
+    monkeypatch.setattr(policy.diffusion, "loss", lambda *args: given.append(args) or original(*args))
+    policy.loss(batch, Draws(torch.Generator().manual_seed(0)))
+    x0, _, t, _ = given[0]
     for plan in policy.encoded(batch):
-        times = order[(given[0] == plan).all((1, 2))]
+        times = t[(x0 == plan).all((1, 2))]
         assert (4 * times).long().sort().values.tolist() == [0, 1, 2, 3]
 
 

@@ -46,7 +46,7 @@ from poise.predictions import Clean, Epsilon, Velocity
 from poise.sampling import DDIM, DDPM, DPMSolverPP, Heun, Trailing, UniformTime, UniPC, per_sample
 from poise.schedules import Tabulated, VPCosine
 from poise.testing import check_network
-from poise.training import EMA, TrainingSpec, train
+from poise.training import Learner, TrainingSpec, train
 
 CHAIN = Tabulated.squared_cosine(100)
 NUMBERS = {"observation.state": (4,), "observation.environment_state": (3,)}
@@ -214,7 +214,7 @@ def test_training_with_a_lead_gives_the_same_convention():
     for lead in (0, 2):
         torch.manual_seed(0)
         policy, windows = ramped(lead, Regression, MLP(64, 2))
-        *_, _ = train(policy, windows, TrainingSpec(steps=300, batch=64, learning_rate=3e-3), EMA(policy))
+        *_, _ = train(Learner(policy, TrainingSpec(steps=300, batch=64, learning_rate=3e-3)), windows)
         plan = policy.eval().plan({"state": torch.tensor([[[2.0]]])})
         assert plan.shape == (1, 8 - lead, 1)
         # A plan that began two steps too early would be off by 0.2.
@@ -496,6 +496,8 @@ def test_constant_dimensions_keep_their_unit_and_constant_actions_their_value(ex
         (lambda p: p.update({"steps": 3}), "a list of processors"),
         (lambda p: p["steps"][3]["config"]["norm_map"].update({"STATE": "LOG"}), "expected one of"),
         (lambda p: p["steps"][3]["config"]["features"].pop("action"), "features: action"),
+        (lambda p: p["steps"][3]["config"].update({"normalize_observation_keys": 3}), "expected a list of names"),
+        (lambda p: p["steps"][3]["config"].update({"normalize_observation_keys": []}), "state: has no place in"),
     ],
 )
 def test_hostile_processors_are_refused(change, message, exported):

@@ -25,7 +25,7 @@ from poise.policies import (
 from poise.sampling import DDIM, RK4, DormandPrince, DPMSolverPP, Heun, UniformLogSNR, per_sample
 from poise.schedules import Schedule, Tabulated, VPCosine
 from poise.testing import check_encoder, check_network
-from poise.training import EMA, TrainingSpec, train
+from poise.training import Learner, TrainingSpec, train
 
 SMALL = MLP(width=32, depth=2, condition=16)
 SPEC = PolicySpec(observations={"arm.pose": (3,), "grip": (1,)}, action=2, horizon=8, execute=4, network=SMALL)
@@ -129,7 +129,7 @@ def test_regression_learns_the_conditional_mean(episodes):
     policy = Regression(SPEC)
     windows = windows_of(two, SPEC)
     policy.fit(windows)
-    for _ in train(policy, windows, TrainingSpec(steps=150, batch=32, warmup=10, learning_rate=3e-3), EMA(policy)):
+    for _ in train(Learner(policy, TrainingSpec(steps=150, batch=32, warmup=10, learning_rate=3e-3)), windows):
         pass
     assert policy.eval().plan({k: 0 * v for k, v in observation(1).items()}).abs().max() < 0.2
 

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from poise.denoisers import Diffusion, Gaussian
+from poise.draws import Draws
 from poise.nn import Network
 from poise.objectives import LogitNormal, Uniform
 from poise.predictions import Clean, Epsilon, Flow, Score, Velocity
@@ -48,9 +49,10 @@ def test_the_minimum_of_the_loss_is_the_bayes_risk(prediction, schedule):
     x0 = torch.randn(800, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * variance**0.5
     density = LogitNormal(std=0.5)
     diffusion = Diffusion(Exact(gaussian, schedule, prediction), schedule, prediction)
-    losses = diffusion.loss(x0, tokens, density, torch.Generator().manual_seed(1)).flatten()
+    draws = Draws(torch.Generator().manual_seed(1))
+    t, eps = density.quantile(draws.stratified(800)[0]).double(), draws.normal(800, 1, 1).double()
+    losses = diffusion.loss(x0, eps, t, tokens).flatten()
     # y - E[y | x_t] = (a - b alpha / sigma) (x0 - E[x0 | x_t]), whose variance is the posterior's.
-    t = density.times(800, torch.Generator().manual_seed(1)).double()
     alpha, sigma = schedule.alpha(t), schedule.sigma(t)
     a, b = prediction.row(schedule, t)
     risk = (a - b * alpha / sigma) ** 2 * variance * sigma**2 / (alpha**2 * variance + sigma**2)
@@ -58,17 +60,17 @@ def test_the_minimum_of_the_loss_is_the_bayes_risk(prediction, schedule):
     assert abs((losses - risk).mean()) < 4 * standard_error
     worse = Gaussian(schedule, gaussian.mean + 0.3, gaussian.variance)
     spoiled = Diffusion(Exact(worse, schedule, prediction), schedule, prediction)
-    assert spoiled.loss(x0, tokens, density, torch.Generator().manual_seed(1)).mean() > losses.mean()
+    assert spoiled.loss(x0, eps, t, tokens).mean() > losses.mean()
 
 
 @pytest.mark.parametrize("density", [Uniform(), LogitNormal(0.5, 0.8)], ids=["uniform", "logit-normal"])
 def test_times_are_stratified_and_follow_the_density(density):
-    times = density.times(1000, torch.Generator().manual_seed(0)).sort().values
+    times = density.quantile(Draws(torch.Generator().manual_seed(0)).stratified(1000)[0]).sort().values
     expected = density.quantile((torch.arange(1000) + 0.5) / 1000)
     assert (times - expected).abs().max() < 0.02
     assert times.min() >= 0
     assert times.max() <= 1
-    again = density.times(1000, torch.Generator().manual_seed(0)).sort().values
+    again = density.quantile(Draws(torch.Generator().manual_seed(0)).stratified(1000)[0]).sort().values
     assert torch.equal(times, again)
 
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from poise.data import Episodes, Windows
+from poise.draws import Draws
 from poise.nn import MLP
 from poise.policies import DiffusionPolicy, PolicySpec, Regression
-from poise.training import EMA, TrainingSpec, train, validate
-from poise.training.loop import _loss, _order
+from poise.training import EMA, Learner, Processes, TrainingSpec, train, validate
+from poise.training.loop import Objective
+from poise.training.order import Order, noise_seed
 
 SPEC = PolicySpec({"side": (1,)}, 1, history=1, horizon=2, execute=1, network=MLP(width=32, depth=2, condition=16))
 FAST = TrainingSpec(steps=400, batch=64, warmup=20, learning_rate=3e-3, ema_maximum=0.98)
@@ -24,20 +26,29 @@ def windows() -> Windows:
     return Windows(Episodes({"side": side, "action": action}, np.arange(1, 2001)), ("side",), 1, 2, 1)
 
 
-def trained(windows: Windows, spec: TrainingSpec = FAST) -> tuple[DiffusionPolicy, EMA]:
+def learner(windows: Windows, spec: TrainingSpec = FAST) -> Learner:
     torch.manual_seed(0)
     policy = DiffusionPolicy(SPEC)
     policy.fit(windows)
-    average = EMA(policy, spec.ema_power, spec.ema_maximum)
-    for _ in train(policy, windows, spec, average):
+    return Learner(policy, spec)
+
+
+def trained(windows: Windows, spec: TrainingSpec = FAST, processes: Processes | None = None) -> Learner:
+    found = learner(windows, spec)
+    for _ in train(found, windows, processes=processes):
         pass
-    return policy, average
+    return found
+
+
+def weights(found: Learner) -> torch.Tensor:
+    parameters = (*found.policy.parameters(), *found.average.policy.parameters())
+    return torch.cat([p.detach().flatten() for p in parameters])
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_a_policy_learns_a_conditional_bimodal_distribution(windows, bfloat16):
     """Both modes, in their proportions, at the place that the observation says: what regression cannot do."""
-    _, average = trained(windows, dataclasses.replace(FAST, bfloat16=bfloat16))
+    average = trained(windows, dataclasses.replace(FAST, bfloat16=bfloat16)).average
     torch.manual_seed(1)
     for side in (0.4, 0.9):
         plans = average.policy.plan({"side": torch.full((400, 1, 1), side)})[:, 0, 0]
@@ -59,30 +70,83 @@ def test_padding_counts_unless_it_is_masked(windows):
     assert not torch.equal(batch.actions, other.actions)
     regression = Regression(SPEC)
     regression.load_state_dict({k: policy.state_dict().get(k, v) for k, v in regression.state_dict().items()})
-    generator = torch.Generator()
     for masked in (True, False):
-        spec = dataclasses.replace(FAST, mask_padding=masked)
-        same = _loss(regression, batch, spec, generator) == _loss(regression, other, spec, generator)
-        assert bool(same) == masked
+        objective = Objective(regression, regression.loss, masked)
+        assert bool(objective(batch, Draws()) == objective(other, Draws())) == masked
 
 
 def test_two_runs_are_equal_bit_by_bit(windows):
     short = dataclasses.replace(FAST, steps=20)
-    first, second = trained(windows, short), trained(windows, short)
-    for a, b in zip(first[0].parameters(), second[0].parameters(), strict=True):
-        assert torch.equal(a, b)
-    for a, b in zip(first[1].policy.parameters(), second[1].policy.parameters(), strict=True):
-        assert torch.equal(a, b)
+    assert torch.equal(weights(trained(windows, short)), weights(trained(windows, short)))
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_batch_in_parts_has_the_same_gradient(windows, masked):
+    """Noise, levels and the mean belong to the whole batch, whatever part of it is computed at a time."""
+    short = dataclasses.replace(FAST, steps=20, mask_padding=masked)
+    whole = weights(trained(windows, short))
+    for parts in (2, 3):
+        in_parts = weights(trained(windows, dataclasses.replace(short, accumulate=parts)))
+        torch.testing.assert_close(in_parts, whole, atol=1e-6, rtol=0)
+
+
+def test_draws_of_a_part_are_those_of_the_whole():
+    seeded = lambda *part: Draws(torch.Generator().manual_seed(1), *part)  # noqa: E731
+    for draw in (
+        lambda d, rows: d.normal(rows, 3),
+        lambda d, rows: d.uniform(rows, 2),
+        lambda d, rows: d.integers(1000, rows),
+        lambda d, rows: d.stratified(rows, 4).T,
+    ):
+        whole = draw(seeded(), 10)
+        parts = torch.cat([draw(seeded(0, 10), 3), draw(seeded(3, 10), 7)])
+        assert torch.equal(parts, whole)
+    assert Draws(level=0.3).stratified(5, 2).tolist() == [[pytest.approx(0.3)] * 5] * 2
 
 
 def test_every_epoch_sees_every_window_once():
-    spec = TrainingSpec(batch=6, seed=3)
-    order = _order(20, spec, torch.device("cpu"))
-    seen = torch.cat([next(order) for _ in range(10)])
+    order = Order(20, 6, seed=3)
+    seen = torch.cat([order(step) for step in range(10)])
     for epoch in range(3):
         assert sorted(seen[20 * epoch : 20 * epoch + 20].tolist()) == list(range(20))
     assert seen[:20].tolist() != seen[20:40].tolist()
-    assert torch.equal(seen[:6], next(_order(20, spec, torch.device("cpu"))))
+    assert [Order(20, 6, seed=3)(step).tolist() for step in (7, 0)] == [seen[42:48].tolist(), seen[:6].tolist()]
+
+
+def test_seeds_differ_in_order_and_noise():
+    """PyTorch's generator looks at 32 bits of a seed: numbers beyond them must count too."""
+    orders = {tuple(Order(50, 50, seed)(step).tolist()) for seed in (0, 1, 2**32) for step in (0, 1)}
+    assert len(orders) == 6
+    seeds = {noise_seed(seed, step) for seed in range(20) for step in range(500)}
+    assert len(seeds) == 10_000
+    assert max(seeds) < 2**32
+
+
+def test_a_batch_of_more_windows_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="batch of 64 for 20 training windows, expected at most as many"):
+        Order(20, 64, 0)
+
+
+def test_a_step_that_is_not_finite_changes_nothing(windows, monkeypatch):
+    found, steps = learner(windows, dataclasses.replace(FAST, steps=30, patience=3)), []
+    plain, bad = found.policy.loss, {5, 6, 9}
+    monkeypatch.setattr(found.policy, "loss", lambda *a: plain(*a) * (torch.nan if found.step in bad else 1.0))
+    before = weights(found)
+    for now in train(found, windows):
+        after = weights(found)
+        assert torch.equal(before, after) == bool(now.skipped)
+        before = after
+        if now.skipped:
+            steps.append(now.step)
+            assert torch.tensor(now.skipped).equal(Order(len(windows), FAST.batch, FAST.seed)(now.step - 1))
+    assert steps == [6, 7, 10]
+    assert found.step == 30
+
+
+def test_the_time_of_a_step_is_divided_among_its_phases(windows):
+    *_, last = train(learner(windows, dataclasses.replace(FAST, steps=5)), windows)
+    assert set(last.shares) == {"data", "forward", "backward", "optimiser"}
+    assert sum(last.shares.values()) == pytest.approx(1)
 
 
 def test_the_average_follows_the_published_warm_up(windows):
@@ -103,10 +167,8 @@ def test_the_average_follows_the_published_warm_up(windows):
 
 
 def test_progress_reports_rates_and_validation(windows):
-    policy = DiffusionPolicy(SPEC)
-    policy.fit(windows)
     spec = TrainingSpec(steps=10, batch=32, warmup=4, learning_rate=1e-3, validate_every=4)
-    steps = list(train(policy, windows, spec, EMA(policy), windows))
+    steps = list(train(learner(windows, spec), windows, windows))
     assert [s.step for s in steps if s.validation is not None] == [4, 8, 10]
     assert [s.learning_rate for s in steps[:2]] == pytest.approx([0.25e-3, 0.5e-3 * 0.5 * (1 + math.cos(math.pi / 10))])
     assert steps[-1].fraction == 1
@@ -114,18 +176,36 @@ def test_progress_reports_rates_and_validation(windows):
 
 
 def test_validation_uses_the_same_noise_every_time(windows):
-    policy = DiffusionPolicy(SPEC)
-    policy.fit(windows)
+    policy = learner(windows).average.policy
     first = validate(policy, windows, FAST)
     torch.manual_seed(99)
     assert validate(policy, windows, FAST) == first
 
 
+def test_validation_tells_levels_of_noise_apart(windows):
+    """The mean of the losses at the levels is the loss, and they are listed from the least noise on."""
+    found = validate(trained(windows).average.policy, windows, FAST)
+    assert found.loss == pytest.approx(sum(loss for _, loss in found.levels) / len(found.levels))
+    log_snr = [level for level, _ in found.levels]
+    assert log_snr == sorted(log_snr, reverse=True)
+    assert len({loss for _, loss in found.levels}) == len(found.levels)
+
+
+def test_the_action_error_is_that_of_the_best_of_several_plans(windows):
+    """Both ways are right: a policy that takes either has a small error, one that takes the mean has not."""
+    diffusion = validate(trained(windows).average.policy, windows, FAST).action_error
+    torch.manual_seed(0)
+    regression = Regression(SPEC)
+    regression.fit(windows)
+    found = Learner(regression, FAST)
+    for _ in train(found, windows):
+        pass
+    assert diffusion < 0.15
+    assert validate(found.average.policy, windows, FAST).action_error > 0.4
+
+
 def test_minutes_end_a_run(windows):
-    policy = DiffusionPolicy(SPEC)
-    policy.fit(windows)
-    spec = TrainingSpec(steps=10**9, minutes=1 / 60, batch=32)
-    last = list(train(policy, windows, spec, EMA(policy)))[-1]
+    last = list(train(learner(windows, TrainingSpec(steps=10**9, minutes=1 / 60, batch=32)), windows))[-1]
     assert last.fraction == 1
     assert 0.9 < last.seconds < 10
     assert last.learning_rate < 1e-4
@@ -134,11 +214,11 @@ def test_minutes_end_a_run(windows):
 def test_bad_training_is_explained(windows):
     policy = DiffusionPolicy(SPEC)
     with pytest.raises(ValueError, match="'side' has no statistics"):
-        next(train(policy, windows, FAST, EMA(policy)))
+        Learner(policy, FAST)
     policy.fit(windows)
     with torch.no_grad():
         next(iter(policy.diffusion.parameters())).fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="loss of nan at step 1, expected a finite number"):
-        next(train(policy, windows, FAST, EMA(policy)))
+    with pytest.raises(FloatingPointError, match="at step 3, the last of 3 such steps in a row, expected finite"):
+        list(train(Learner(policy, dataclasses.replace(FAST, patience=3)), windows))
     with pytest.raises(ValueError, match="steps=0, expected at least 1"):
         TrainingSpec(steps=0)

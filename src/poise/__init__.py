@@ -123,7 +123,7 @@ from poise.sampling import (
     until,
 )
 from poise.schedules import VE, Karras, Rectified, Schedule, SubVP, Tabulated, VPCosine, VPLinear
-from poise.training import EMA, TrainingSpec, train
+from poise.training import EMA, Learner, TrainingSpec, train
 
 __all__ = [
     "Recorder",
@@ -175,6 +175,7 @@ __all__ = [
     "ImageTransformer",
     "Joined",
     "Joint",
+    "Learner",
     "Karras",
     "KarrasGrid",
     "Limits",

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from poise.objectives import Density
 from poise.predictions import Prediction
 from poise.schedules import Schedule
 from poise.tensors import like
@@ -68,14 +67,13 @@ class Diffusion(torch.nn.Module):
             self._constants[t] = constants
         return constants
 
-    def loss(self, x0: Actions, tokens: Tokens, density: Density, generator: torch.Generator | None = None) -> Actions:
-        r"""Squared errors $(y_\theta(x_t, \lambda_t) - y)^2$, one an element of `x0`, at times drawn from `density`.
+    def loss(self, x0: Actions, eps: Actions, t: Times, tokens: Tokens) -> Actions:
+        r"""Squared errors $(y_\theta(x_t, \lambda_t) - y)^2$, an element, at $x_t = \alpha x_0 + \sigma \epsilon$.
 
-        Its mean is the training objective of Ho et al. 2020 (arXiv 2006.11239, equation 14) for `Epsilon`, and of
-        flow matching (arXiv 2210.02747) for `Flow`; its minimiser is the exact denoiser whatever the prediction.
+        Its mean over data, normal noise and times is the training objective of Ho et al. 2020 (arXiv 2006.11239,
+        equation 14) for `Epsilon`, and of flow matching (arXiv 2210.02747) for `Flow`; its minimiser is the exact
+        denoiser whatever the prediction.
         """
-        t = density.times(len(x0), generator).to(x0)
-        eps = torch.randn(x0.shape, generator=generator, dtype=x0.dtype, device=x0.device)
         x = like(self.schedule.alpha(t), x0) * x0 + like(self.schedule.sigma(t), x0) * eps
         target = self.prediction.target(self.schedule, x0, eps, t)
         return (self._output(x, t, tokens).to(target.dtype) - target).square()

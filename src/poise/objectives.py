@@ -1,10 +1,7 @@
-r"""Densities over the time of a training sample: where on the noise scale the network learns.
+"""Densities over the time of a training sample: where on the noise scale the network learns.
 
-A density is given by its quantile function, so that a batch can be stratified: with one uniform offset `u`,
-
-$$ t_i = Q\big((u + i / B) \bmod 1\big), \qquad i = 0, \dots, B - 1, $$
-
-covers the whole scale in every batch (Kingma et al. 2021, arXiv 2107.00630). To add one, write `quantile`.
+A density is given by its quantile function, so that a batch can be stratified; see `poise.draws`. To add one, write
+`quantile`.
 """
 
 from abc import ABC, abstractmethod
@@ -20,12 +17,7 @@ class Density(ABC):
 
     @abstractmethod
     def quantile(self, u: Tensor) -> Tensor:
-        """The time below which a share `u` in (0, 1) of the samples lies."""
-
-    def times(self, batch: int, generator: torch.Generator | None = None) -> Tensor:
-        """Stratified times `(batch,)`, float32."""
-        offset = torch.rand((), generator=generator, device=generator.device if generator else None)
-        return self.quantile((offset + torch.arange(batch, device=offset.device) / batch) % 1)
+        """The time below which a share `u` in [0, 1) of the samples lies."""
 
 
 @dataclass(frozen=True)

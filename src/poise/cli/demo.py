@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from poise.cli.evaluate import SAMPLERS, described, write_json
-from poise.cli.train import fit, machine
+from poise.cli.fitting import Job, fit
+from poise.cli.machine import machine
 from poise.data import Episodes, Windows
 from poise.data.video import write_video
 from poise.envs import Map, demonstrate
@@ -101,7 +102,7 @@ def _learn(episodes: Episodes, out: Path) -> dict[str, Policy]:
     )
     notes = {"environment": TASK.environment, "machine": machine(), "training": TRAINING}
     files = {
-        name: fit(kind, SPEC, TRAINING, (training, validation), out / name.replace(" ", "_"), notes)
+        name: fit(Job(kind, SPEC, TRAINING, out / name.replace(" ", "_"), notes), (training, validation))
         for kind, name in NAMES.items()
     }
     return {name: load(file) for name, file in files.items()}

@@ -12,7 +12,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from poise.cli.train import machine
+from poise.cli.machine import machine
 from poise.data.video import write_video
 from poise.evaluation import Episode, Task, film, latency, rollout, summary
 from poise.evaluation.plots import rewards_figure, success_figure

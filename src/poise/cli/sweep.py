@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from poise.cli.evaluate import Hardware, Output, evaluate, write_json
 from poise.cli.fields import fields, nearest
-from poise.cli.train import machine, parse_run, train_recipe
+from poise.cli.machine import machine
+from poise.cli.train import parse_run, train_recipe
 from poise.evaluation import wilson
 from poise.evaluation.report import Section, Table, write_report
 from poise.evaluation.sweep_plot import sweep_figure
@@ -221,7 +222,7 @@ def _run(cell: Cell) -> None:
     file = cell.folder / "evaluation.json"
     with (cell.folder / "log.txt").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
-            train_recipe(list(cell.train))
+            train_recipe([*cell.train, "--overwrite"])
             evaluate(
                 cell.folder,
                 output=Output(json=file),

@@ -1,34 +1,37 @@
-"""`poise train RECIPE`: learn a policy from demonstrations."""
+"""`poise train RECIPE`: learn a policy from demonstrations; `poise train --resume RUN`: go on after an interruption."""
 
 import json
-import platform
-import sys
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
-from tqdm import tqdm
 
 from poise.cli.fields import choose_classes
-from poise.data import Windows
-from poise.nn import load_backbone
-from poise.plain import concrete
-from poise.policies import DiffusionPolicy, NearestNeighbour, Policy, PolicySpec
+from poise.cli.fitting import Job, fit
+from poise.cli.machine import machine
+from poise.plain import concrete, to_plain
+from poise.policies import DiffusionPolicy, Policy
 from poise.recipe import Recipe, load_recipe
-from poise.training import EMA, Progress, TrainingSpec, train
+from poise.training.trackers import Tracker
 
 _USAGE = """usage: poise train RECIPE [--data PATH] [--out DIR] [OPTIONS]
+       poise train --resume RUN
 
 Learn a policy from demonstrations. RECIPE is a Python file that ends in 'recipe = Recipe(...)'; its fields are the
 options: poise train RECIPE --help lists them. A field that holds an object also takes the name of another class.
 
     poise train recipes/pusht.py --data pusht_cchi_v7_replay.zarr --training.minutes 5
     poise train recipes/pusht.py --data pusht_cchi_v7_replay.zarr --policy.network UNet1D
+
+A run that was stopped, or killed at any moment, goes on from its newest checkpoint to the weights that it would have
+had; RUN is its --out.
+
+    poise train --resume out/pusht
 """
+_FILE = "training.json"
 
 
 @dataclass(frozen=True)
@@ -38,9 +41,11 @@ class Run:
     Attributes:
         recipe: The recipe file's.
         data: Demonstrations, in the format that the recipe reads.
-        out: Where the checkpoint and the metrics are written.
+        out: Where the checkpoints and the metrics are written.
         method: Class of the policy: DiffusionPolicy, or a baseline.
         weights: Safetensors of published weights that the backbones of the encoder begin with; see `load_backbone`.
+        track: Tools that get the figures besides metrics.jsonl.
+        overwrite: Begin anew where --out holds a run.
         device: Where to train, such as cpu or cuda.
         threads: CPU threads; None leaves PyTorch's choice.
     """
@@ -50,35 +55,102 @@ class Run:
     data: Path | None = None
     method: str = DiffusionPolicy.__name__
     weights: Path | None = None
+    track: tuple[str, ...] = ()
+    overwrite: bool = False
     device: str = "cpu"
     threads: int | None = None
 
 
 def train_recipe(arguments: list[str]) -> None:
-    """Parse the command line after `poise train` and run it."""
+    """Parse the command line after `poise train` and run it.
+
+    Raises:
+        ValueError: An unknown class, a folder that holds another run, or a run resumed with another recipe.
+    """
     if not arguments or arguments[0] in ("-h", "--help"):
         print(_USAGE)
         return
+    if arguments[0] == "--resume":
+        _resume(arguments[1:])
+        return
     path = Path(arguments[0])
     run = parse_run(path, load_recipe(path), arguments[1:])
-    kinds = concrete(Policy)
-    if run.method not in kinds:
-        raise ValueError(f"got the method {run.method!r}, expected one of {sorted(kinds)}")
+    if (run.out / _FILE).is_file() and not run.overwrite:
+        raise ValueError(
+            f"{run.out} holds a run already: go on with it by poise train --resume {run.out}, name another --out, or "
+            "begin anew with --overwrite"
+        )
+    job = _job(path, run)
+    _described(path, run, arguments)
+    _train(job, path, run, resume=False)
+
+
+def _resume(arguments: list[str]) -> None:
+    """Go on with the run in the folder that is named."""
+    if len(arguments) != 1 or not (Path(arguments[0]) / _FILE).is_file():
+        raise ValueError(f"got --resume {' '.join(arguments)}, expected one folder that poise train has written")
+    out = Path(arguments[0])
+    described = json.loads((out / _FILE).read_text())
+    path = Path(described["arguments"][0])
+    run = parse_run(path, load_recipe(path), [*described["arguments"][1:], "--out", str(out)])
+    now, before = dict(_flat(_specs(run))), dict(_flat(described["specs"]))
+    changed = [f"{k}: {before.get(k)} became {now.get(k)}" for k in sorted(now | before) if now.get(k) != before.get(k)]
+    if changed:
+        raise ValueError(
+            f"{path} differs from what {out} was begun with ({'; '.join(changed)}), expected the same: restore it, or "
+            "begin a new run"
+        )
+    _train(_job(path, run), path, run, resume=True)
+
+
+def _job(path: Path, run: Run) -> Job:
+    kinds, trackers = concrete(Policy), concrete(Tracker)
+    for name, known, what in ((run.method, kinds, "method"), *((name, trackers, "tracker") for name in run.track)):
+        if name not in known:
+            raise ValueError(f"got the {what} {name!r}, expected one of {sorted(known)}")
     if run.threads:
         torch.set_num_threads(run.threads)
+    notes = {"recipe": str(path), "data": str(run.data), "machine": machine(), "training": run.recipe.training}
+    return Job(
+        kind=kinds[run.method],
+        spec=run.recipe.policy,
+        training=run.recipe.training,
+        out=run.out,
+        notes=to_plain(notes),
+        task=run.recipe.task,
+        weights=run.weights,
+        trackers=tuple(trackers[name]() for name in run.track),
+    )
+
+
+def _train(job: Job, path: Path, run: Run, resume: bool) -> None:
     windows = run.recipe.parts(run.data, run.device)
     episodes, samples = [part.episodes for part in windows], [len(part) for part in windows]
     print(f"{episodes[0]} + {episodes[1]} episodes, {samples[0]} training and {samples[1]} validation windows")
-    notes = {
-        "recipe": str(path),
-        "data": str(run.data),
-        "demonstrations": {"training": episodes[0], "validation": episodes[1], "windows": samples[0]},
-        "machine": machine(),
-        "training": run.recipe.training,
-    }
-    kind, spec = kinds[run.method], run.recipe.policy
-    file = fit(kind, spec, run.recipe.training, windows, run.out, notes, run.weights)
+    counts = {"training": episodes[0], "validation": episodes[1], "windows": samples[0]}
+    job = replace(job, notes={**job.notes, "demonstrations": counts})
+    file = fit(job, windows, resume)
     print(f"wrote {file}\nnext: poise evaluate {run.out} --recipe {path}")
+
+
+def _described(path: Path, run: Run, arguments: list[str]) -> None:
+    """Write down how the run was begun, for `--resume`."""
+    run.out.mkdir(parents=True, exist_ok=True)
+    plain = {"arguments": [str(path.resolve()), *arguments[1:]], "specs": _specs(run)}
+    (run.out / _FILE).write_text(json.dumps(plain, indent=1))
+
+
+def _specs(run: Run) -> dict[str, Any]:
+    return {"policy": to_plain(run.recipe.policy), "training": to_plain(run.recipe.training), "method": run.method}
+
+
+def _flat(plain: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every number and word of nested JSON data, by its dotted name."""
+    if isinstance(plain, dict):
+        for name, value in plain.items():
+            yield from _flat(value, f"{prefix}.{name}" if prefix else name)
+    else:
+        yield prefix, plain
 
 
 def parse_run(path: Path, recipe: Recipe, arguments: list[str]) -> Run:
@@ -93,76 +165,4 @@ def parse_run(path: Path, recipe: Recipe, arguments: list[str]) -> Run:
     return tyro.cli(Run, default=default, args=rest, prog=f"poise train {path}", config=(tyro.conf.SuppressFixed,))
 
 
-def fit(
-    kind: type[Policy],
-    spec: PolicySpec,
-    training: TrainingSpec,
-    windows: tuple[Windows, Windows | None],
-    out: Path,
-    notes: dict,
-    weights: Path | None = None,
-) -> Path:
-    """Train with a progress bar and metrics in `metrics.jsonl`; Ctrl-C stops early and keeps what was learned.
-
-    Returns:
-        The checkpoint of the averaged policy.
-    """
-    torch.manual_seed(training.seed)
-    policy = kind(spec).to(windows[0].device)
-    policy.fit(windows[0])
-    if weights:
-        load_backbone(policy, weights)
-    out.mkdir(parents=True, exist_ok=True)
-    if isinstance(policy, NearestNeighbour):
-        policy.remember(windows[0])
-        return policy.save(out, notes)
-    average = EMA(policy, training.ema_power, training.ema_maximum)
-    last = None
-    try:
-        for now in _reported(train(policy, windows[0], training, average, windows[1]), out / "metrics.jsonl", kind):
-            last = now
-    except KeyboardInterrupt:
-        print("interrupted: saving what was learned", file=sys.stderr)
-    return average.policy.save(out, {**notes, "progress": asdict(last) if last else None})
-
-
-def _reported(progress: Iterator[Progress], metrics: Path, kind: type[Policy]) -> Iterator[Progress]:
-    """Pass progress on, through a bar on the terminal and a line of JSON every 50 steps and every validation."""
-    losses, validation, shown = [], None, 0.0
-    with metrics.open("w") as lines, tqdm(total=100, desc=kind.__name__, bar_format=_BAR, mininterval=0.5) as bar:
-        for now in progress:
-            losses.append(now.loss)
-            validation = now.validation if now.validation is not None else validation
-            if now.step % 50 == 0 or now.validation is not None:
-                mean = sum(losses) / len(losses)
-                lines.write(json.dumps({**asdict(now), "loss": mean}) + "\n")
-                lines.flush()
-                losses = []
-                rate = now.samples / now.seconds
-                held_out = "" if validation is None else f", validation {validation:.4f}"
-                bar.set_postfix_str(f"step {now.step}, loss {mean:.4f}{held_out}, {rate:,.0f} samples/s")
-            bar.update(100 * now.fraction - shown)
-            shown = 100 * now.fraction
-            yield now
-
-
-_BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
-
-
-def machine() -> str:
-    """What figures depend on, in words."""
-    return (
-        f"{processor()}, {torch.get_num_threads()} threads, Python {platform.python_version()}, "
-        f"torch {torch.__version__}, {time.strftime('%Y-%m-%d')}"
-    )
-
-
-def processor() -> str:
-    """Number and name of the cores."""
-    file = Path("/proc/cpuinfo")
-    lines = file.read_text().splitlines() if file.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
-
-
-__all__ = ["Run", "fit", "machine", "parse_run", "processor", "train_recipe"]
+__all__ = ["Run", "parse_run", "train_recipe"]

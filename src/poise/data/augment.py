@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from poise.draws import Draws
+
 Image = tuple[int, int, int]
 """`(height, width, channels)`."""
 
@@ -36,7 +38,7 @@ class Augmentation(ABC):
         """
 
     @abstractmethod
-    def train(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def train(self, images: Tensor, draws: Draws) -> Tensor:
         """Changed images `(B, history, H, W, C)`, with one draw a sample, common to its history."""
 
     @abstractmethod
@@ -85,11 +87,11 @@ class Crop(Augmentation):
             )
         return self.height, self.width, image[2]
 
-    def train(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def train(self, images: Tensor, draws: Draws) -> Tensor:
         """Windows at random places."""
         batch, _, height, width, channels = images.shape
         top, left = (
-            torch.randint(whole - part + 1, (batch,), generator=generator, device=images.device)
+            draws.integers(whole - part + 1, batch).to(images.device)
             for whole, part in ((height, self.height), (width, self.width))
         )
         # All windows are views of the rows of numbers, of which one a sample is copied.
@@ -133,10 +135,10 @@ class ColourJitter(Augmentation):
             )
         return image
 
-    def train(self, images: Tensor, generator: torch.Generator | None) -> Tensor:
+    def train(self, images: Tensor, draws: Draws) -> Tensor:
         """One draw of colours a sample."""
         strengths = torch.tensor((self.brightness, self.contrast, self.saturation, self.hue), device=images.device)
-        draw = 2 * torch.rand(len(images), 4, generator=generator, device=images.device) - 1
+        draw = 2 * draws.uniform(len(images), 4).to(images.device) - 1
         brightness, contrast, saturation, hue = (draw * strengths).T[..., None, None]
         luma, identity = torch.tensor(_LUMA, device=images.device), torch.eye(3, device=images.device)
         saturate = (1 + saturation) * identity - saturation * luma.expand(3, 3)

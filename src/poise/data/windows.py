@@ -133,18 +133,30 @@ class Windows:
 
     def gather(self, indices: Tensor, observations: Iterable[str]) -> Batch:
         """The windows of the given indices `(B,)`, with some of the observed features."""
-        row, episode = self._row[indices].long(), self._episode[indices].long()
-        bounds = self._first.index_select(0, episode), self._last.index_select(0, episode)
+        row, bounds = self._placed(indices)
         begin = row - self._lead
-        ahead = begin[:, None] + torch.arange(self._horizon, device=self.device)
         return Batch(
             observation={
                 name: self._blocks(self.observations[name], row + 1 - self._history, bounds, self._history)
                 for name in observations
             },
             actions=self._blocks(self.actions, begin, bounds, self._horizon),
-            real=(ahead >= bounds[0][:, None]) & (ahead <= bounds[1][:, None]),
+            real=self._real(begin, bounds),
         )
+
+    def real(self, indices: Tensor) -> Tensor:
+        """Which actions of the windows of the given indices `(B,)` are no padding, `(B, horizon)`."""
+        row, bounds = self._placed(indices)
+        return self._real(row - self._lead, bounds)
+
+    def _placed(self, indices: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """The current rows of windows, and the first and last ones of their episodes."""
+        row, episode = self._row[indices].long(), self._episode[indices].long()
+        return row, (self._first.index_select(0, episode), self._last.index_select(0, episode))
+
+    def _real(self, begin: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
+        ahead = begin[:, None] + torch.arange(self._horizon, device=self.device)
+        return (ahead >= bounds[0][:, None]) & (ahead <= bounds[1][:, None])
 
     def _blocks(self, rows: Tensor, begin: Tensor, bounds: tuple[Tensor, Tensor], steps: int) -> Tensor:
         """So many rows from `begin` on, `(B, steps, ...)`, those beyond an episode repeating its edge."""

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from poise.data import Batch, Windows
+from poise.draws import Draws
 from poise.policies.policy import Policy
 from poise.policies.spec import PolicySpec
 from poise.sampling import State
@@ -28,14 +29,14 @@ class Regression(Policy):
         super().__init__(spec)
         self.network = spec.network.build(spec.horizon, spec.action, self.encoder.tokens)
 
-    def _mean(self, observation: Observation, generator: torch.Generator | None = None) -> Tensor:
-        tokens = self.tokens(observation, generator)
+    def _mean(self, observation: Observation, draws: Draws | None = None) -> Tensor:
+        tokens = self.tokens(observation, draws)
         zero = tokens.new_zeros(len(tokens), self.spec.horizon, self.spec.action)
         return self.network(zero, tokens.new_zeros(len(tokens)), self.network.prepare(tokens))
 
-    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+    def loss(self, batch: Batch, draws: Draws | None = None) -> Tensor:
         """`(f(o) - a)^2`."""
-        return (self._mean(batch.observation, generator) - self.encoded(batch)).square()
+        return (self._mean(batch.observation, draws) - self.encoded(batch)).square()
 
     def trace(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
         """One state: the mean."""
@@ -88,7 +89,7 @@ class NearestNeighbour(Policy):
         self.observed = torch.cat([self._vector(batch.observation) for batch in batches])
         self.followed = torch.cat([self.encoded(batch) for batch in batches])
 
-    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+    def loss(self, batch: Batch, draws: Draws | None = None) -> Tensor:
         """Squared error of the remembered actions; nothing to differentiate."""
         return (self._recall(batch.observation) - self.encoded(batch)).square()
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from poise.data import Batch, Windows
 from poise.denoisers import Diffusion
+from poise.draws import Draws
 from poise.guidance import clipped, guided
 from poise.likelihood import Divergence, LogProb, log_prob
 from poise.policies.policy import Policy, evenly
@@ -53,12 +54,15 @@ class DiffusionPolicy(Policy):
         policy.spec = dataclasses.replace(self.spec, **{k: v for k, v in changes.items() if v is not None})
         return policy
 
-    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+    def loss(self, batch: Batch, draws: Draws | None = None) -> Tensor:
         """The denoising loss of `Diffusion.loss` on normalised actions, averaged over the draws of noise."""
-        draws, tokens = self.spec.draws, self.tokens(batch.observation, generator)
+        each, draws, x0 = self.spec.draws, draws or Draws(), self.encoded(batch)
+        tokens = self.tokens(batch.observation, draws)
         # The whole batch again and again: stratified times of one window then spread over the scale of noise.
-        x0, tokens = (v.repeat(draws, 1, 1) for v in (self.encoded(batch), tokens))
-        return self.diffusion.loss(x0, tokens, self.spec.density, generator).unflatten(0, (draws, -1)).mean(0)
+        t = self.spec.density.quantile(draws.stratified(len(x0), each)).flatten().to(x0)
+        eps = draws.normal(len(x0), each, *x0.shape[1:]).transpose(0, 1).flatten(0, 1).to(x0)
+        losses = self.diffusion.loss(x0.repeat(each, 1, 1), eps, t, tokens.repeat(each, 1, 1))
+        return losses.unflatten(0, (each, -1)).mean(0)
 
     def denoiser(self, observation: Observation) -> Denoiser:
         """The learned denoiser of normalised plans: what samplers, `encode`, `log_prob` and guidance take."""

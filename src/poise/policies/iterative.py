@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from poise.data import Batch
+from poise.draws import Draws
 from poise.policies.policy import Policy
 from poise.policies.spec import PolicySpec
 from poise.sampling import State
@@ -36,19 +37,19 @@ class MinimalIterative(Policy):
         super().__init__(spec)
         self.network = spec.network.build(spec.horizon, spec.action, self.encoder.tokens)
 
-    def _calls(self, observation: Observation, generator: torch.Generator | None = None) -> tuple[_Call, _Call]:
+    def _calls(self, observation: Observation, draws: Draws | None = None) -> tuple[_Call, _Call]:
         """The two passes, for one observation: that from nothing, and that from nearly finished actions."""
-        prepared = self.network.prepare(self.tokens(observation, generator))
+        prepared = self.network.prepare(self.tokens(observation, draws))
 
         def at(log_snr: float) -> _Call:
             return lambda x: self.network(x, x.new_full((len(x),), log_snr), prepared)
 
         return at(_NOTHING), at(_NEARLY)
 
-    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+    def loss(self, batch: Batch, draws: Draws | None = None) -> Tensor:
         """Both terms of the loss above, an element of the plan."""
-        (first, second), a = self._calls(batch.observation, generator), self.encoded(batch)
-        z = torch.randn(a.shape, generator=generator, dtype=a.dtype, device=a.device)
+        (first, second), a = self._calls(batch.observation, draws), self.encoded(batch)
+        z = (draws or Draws()).normal(*a.shape).to(a)
         guess = (first(torch.zeros_like(a)) - a).square() / _SHARE**2
         return guess + (second(a + (1 - _SHARE) * z) - a).square() / (1 - _SHARE) ** 2
 

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from poise.data import Batch
+from poise.draws import Draws
 from poise.policies.policy import Policy
 from poise.policies.spec import PolicySpec
 from poise.sampling import State, gaussian
@@ -35,29 +36,27 @@ class MixtureRegression(Policy):
         channels = _COMPONENTS * (2 * spec.action + 1)
         self.network = spec.network.build(spec.horizon, channels, self.encoder.tokens)
 
-    def components(
-        self, observation: Observation, generator: torch.Generator | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def components(self, observation: Observation, draws: Draws | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """`log w` `(B, K)`, and m and s `(B, K, horizon, action)`, of normalised plans.
 
         Args:
             observation: Name -> `(B, history, ...)`.
-            generator: Of what is random in training, as in `Policy.normalised`.
+            draws: Of what is random in training, as in `Policy.normalised`.
         """
-        tokens, action = self.tokens(observation, generator), self.spec.action
+        tokens, action = self.tokens(observation, draws), self.spec.action
         zero = tokens.new_zeros(len(tokens), self.spec.horizon, _COMPONENTS * (2 * action + 1))
         y = self.network(zero, tokens.new_zeros(len(tokens)), self.network.prepare(tokens))
         y = y.to(self.action_normaliser.scale.dtype)  # densities in half precision are none
         means, widths, logits = y.unflatten(2, (_COMPONENTS, -1)).transpose(1, 2).split([action, action, 1], dim=-1)
         return logits.mean((2, 3)).log_softmax(1), means, _NARROWEST + functional.softplus(widths)
 
-    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+    def loss(self, batch: Batch, draws: Draws | None = None) -> Tensor:
         r"""$-\log p(a_{ij} | a_{<ij}, o)$ in nats, conditioned on the elements before it in the order of time.
 
         By the chain rule the sum over a plan is $-\log p(a | o)$, and the sum over its real actions, which come before
         the padded ones, is that of the real actions: leaving padding out is exact.
         """
-        log_weights, means, deviations = self.components(batch.observation, generator)
+        log_weights, means, deviations = self.components(batch.observation, draws)
         gap = (self.encoded(batch)[:, None] - means) / deviations
         log_normal = -0.5 * gap.square() - deviations.log() - 0.5 * math.log(2 * math.pi)
         joint = torch.cat([log_weights[..., None], log_weights[..., None] + log_normal.flatten(2).cumsum(2)], dim=2)

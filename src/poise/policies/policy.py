@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from poise.data import Batch, Normaliser, Unscaled, Windows
 from poise.data.mapped import relieve
+from poise.draws import Draws
 from poise.policies.saving import save_checkpoint
 from poise.policies.spec import PolicySpec, given
 from poise.sampling import State
@@ -84,46 +85,45 @@ class Policy(nn.Module, ABC):
         normaliser = self.action_normaliser if name == "action" else self._normaliser(name)
         return normaliser.scale, normaliser.offset
 
-    def normalised(self, observation: Observation, generator: torch.Generator | None = None) -> dict[str, Tensor]:
+    def normalised(self, observation: Observation, draws: Draws | None = None) -> dict[str, Tensor]:
         """The observed features as the encoder sees them: in normalised units, images cropped, absent features zero.
 
         In training mode images are changed and optional features hidden at random.
 
         Args:
             observation: Name -> `(B, history, ...)`.
-            generator: Of what is random in training.
+            draws: Of what is random in training.
         """
         some, seen = next(iter(observation.values())), {}
         for name in self.spec.observations:
             if name in observation:
-                seen[name] = self._normaliser(name)(self._augmented(name, observation[name], generator))
+                seen[name] = self._normaliser(name)(self._augmented(name, observation[name], draws))
             else:
                 seen[name] = self.action_normaliser.scale.new_zeros(*some.shape[:2], *self._shapes[name])
             if name in self.spec.optional:
-                here = self._given(name, name in observation, len(some), generator)
+                here = self._given(name, name in observation, len(some), draws)
                 seen[name] = seen[name] * here.reshape(-1, *[1] * (seen[name].ndim - 1))
                 seen[given(name)] = here[:, None, None].expand(-1, some.shape[1], 1)
         return seen
 
-    def _augmented(self, name: str, x: Tensor, generator: torch.Generator | None) -> Tensor:
+    def _augmented(self, name: str, x: Tensor, draws: Draws | None) -> Tensor:
         for augmentation in self.spec.augmentations if name in self.spec.cameras else ():
             if augmentation.applies(name):
-                x = augmentation.train(x, generator) if self.training else augmentation.run(x)
+                x = augmentation.train(x, draws or Draws()) if self.training else augmentation.run(x)
         return x
 
-    def _given(self, name: str, there: bool, batch: int, generator: torch.Generator | None) -> Tensor:
+    def _given(self, name: str, there: bool, batch: int, draws: Draws | None) -> Tensor:
         """One where an optional feature is to be seen, `(B,)`."""
         ones = self.action_normaliser.scale.new_ones(batch)
         if not self.training:
             return ones * there
-        return (
-            ones * there * (torch.rand(ones.shape, generator=generator, device=ones.device) >= self.spec.optional[name])
-        )
+        drawn = (draws or Draws()).uniform(batch).to(ones.device)
+        return ones * there * (drawn >= self.spec.optional[name])
 
-    def tokens(self, observation: Observation, generator: torch.Generator | None = None) -> Tokens:
+    def tokens(self, observation: Observation, draws: Draws | None = None) -> Tokens:
         """The encoded observation history; the arguments are those of `normalised`."""
         with self._exact():
-            seen = self.normalised(observation, generator)
+            seen = self.normalised(observation, draws)
         return self.encoder(seen)
 
     def _exact(self) -> torch.autocast:
@@ -203,7 +203,7 @@ class Policy(nn.Module, ABC):
         return actions if bound is None else actions.clamp(-bound, bound)
 
     @abstractmethod
-    def loss(self, batch: Batch, generator: torch.Generator | None = None) -> Tensor:
+    def loss(self, batch: Batch, draws: Draws | None = None) -> Tensor:
         """Squared error of every action, `(B, horizon, action)`, in normalised units."""
 
     @abstractmethod

@@ -1,6 +1,24 @@
-"""Training: the loop as an iterator, and the running average of parameters."""
+"""Training: the loop as an iterator, the running average of parameters, and runs that survive."""
 
+from poise.training.checkpoints import Checkpoints, Resumed
 from poise.training.ema import EMA
-from poise.training.loop import Progress, TrainingSpec, train, validate
+from poise.training.learner import Learner
+from poise.training.loop import Loss, Progress, train
+from poise.training.processes import Processes, Single
+from poise.training.spec import TrainingSpec
+from poise.training.validation import Validation, validate
 
-__all__ = ["EMA", "Progress", "TrainingSpec", "train", "validate"]
+__all__ = [
+    "EMA",
+    "Checkpoints",
+    "Learner",
+    "Loss",
+    "Processes",
+    "Progress",
+    "Resumed",
+    "Single",
+    "TrainingSpec",
+    "Validation",
+    "train",
+    "validate",
+]

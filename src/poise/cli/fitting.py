@@ -1,0 +1,205 @@
+"""One training from beginning to end: bar, figures, checkpoints, evaluations, and what happens when it is stopped."""
+
+import json
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from poise.data import Windows
+from poise.evaluation import Task, rollout
+from poise.nn import load_backbone
+from poise.policies import NearestNeighbour, Policy, PolicySpec
+from poise.training import Checkpoints, Learner, Progress, TrainingSpec, Validation, train
+from poise.training.trackers import Tracker
+from poise.training.trackers.json_lines import JsonLines
+
+_FIRST_SEED = 50_000  # of evaluations in training; those from 100000 on are for the final one
+_LINES_EVERY = 50
+_BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A training to be done.
+
+    Attributes:
+        kind: Class of the policy.
+        spec: What is learned.
+        training: How.
+        out: Folder of the run.
+        notes: JSON data to keep with the policy.
+        task: Where it is tried while it trains, if the training spec says so.
+        weights: Safetensors of published weights that the backbones of the encoder begin with.
+        trackers: Where figures go besides `metrics.jsonl`.
+    """
+
+    kind: type[Policy]
+    spec: PolicySpec
+    training: TrainingSpec
+    out: Path
+    notes: Mapping[str, Any]
+    task: Task | None = None
+    weights: Path | None = None
+    trackers: tuple[Tracker, ...] = ()
+
+
+def fit(job: Job, windows: tuple[Windows, Windows | None], resume: bool = False) -> Path:
+    """Train, with checkpoints under `checkpoints`; SIGTERM and Ctrl-C save one and end the training early.
+
+    Args:
+        job: What to do.
+        windows: Those to train on, and held-out ones.
+        resume: Go on from the newest checkpoint of the run instead of beginning anew.
+
+    Returns:
+        The checkpoint of the averaged policy.
+
+    Raises:
+        BlockingIOError: Another process trains in the same folder.
+        SystemExit: SIGTERM, with the status 143.
+    """
+    torch.manual_seed(job.training.seed)
+    policy = job.kind(job.spec).to(windows[0].device)
+    policy.fit(windows[0])
+    if job.weights:
+        load_backbone(policy, job.weights)
+    checkpoints = Checkpoints(job.out, job.training.keep_last, job.training.keep_best)
+    with checkpoints.locked():
+        if isinstance(policy, NearestNeighbour):
+            policy.remember(windows[0])
+            return policy.save(job.out, job.notes)
+        learner = Learner(policy, job.training)
+        if resume:
+            checkpoints.resume(learner)
+        else:
+            shutil.rmtree(checkpoints.folder, ignore_errors=True)
+        return _run(job, learner, windows, checkpoints)
+
+
+def _run(job: Job, learner: Learner, windows: tuple[Windows, Windows | None], checkpoints: Checkpoints) -> Path:
+    last, trackers = None, (JsonLines(), *job.trackers)
+    for tracker in trackers:
+        tracker.open(job.out, job.notes, learner.step)
+    with _Stop.caught() as stop, _Report(job, learner.step, trackers) as report:
+        for now in train(learner, *windows):
+            last = now
+            success = _evaluated(job, learner, now, stop)
+            report(now, success)
+            if stop.asked or now.step % job.training.save_every == 0 or now.fraction >= 1:
+                checkpoints.save(learner, job.notes, _score(job, now, success))
+            if stop.asked:
+                break
+    file = learner.average.policy.save(job.out, {**job.notes, "progress": asdict(last) if last else None})
+    if stop.asked:
+        print(f"stopped at step {learner.step}: poise train --resume {job.out} goes on from there", file=sys.stderr)
+    if stop.asked == signal.SIGTERM:
+        sys.exit(128 + signal.SIGTERM)
+    return file
+
+
+def _evaluated(job: Job, learner: Learner, now: Progress, stop: "_Stop") -> float | None:
+    """Success of the averaged policy in closed loop, where one is due and the run is not stopped meanwhile."""
+    every = job.training.evaluate_every
+    if every is None or job.task is None or (now.step % every and now.fraction < 1):
+        return None
+    seeds, won = range(_FIRST_SEED, _FIRST_SEED + job.training.episodes), []
+    for episode in rollout(learner.average.policy, job.task, seeds):
+        won.append(episode.success)
+        if stop.asked:
+            return None
+    return sum(won) / len(won)
+
+
+def _score(job: Job, now: Progress, success: float | None) -> float | None:
+    """What the best checkpoints are the best by."""
+    if job.training.evaluate_every is not None and job.task is not None:
+        return success
+    return -now.validation.loss if now.validation else None
+
+
+class _Stop:
+    """Whether a signal asked the training to end after the step in hand."""
+
+    def __init__(self) -> None:
+        self.asked = 0
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:  # noqa: ARG002 (signal gives it)
+        if self.asked == number == signal.SIGINT:
+            raise KeyboardInterrupt  # the second Ctrl-C does not wait
+        self.asked = number
+
+    @classmethod
+    @contextmanager
+    def caught(cls) -> Iterator["_Stop"]:
+        """Where signals are noted instead of ending the process."""
+        stop = cls()
+        main = threading.current_thread() is threading.main_thread()
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT) if main}
+        heard = {number: handler for number, handler in before.items() if handler is not signal.SIG_IGN}
+        try:
+            for number in heard:
+                signal.signal(number, stop._ask)
+            yield stop
+        finally:
+            for number, handler in heard.items():
+                signal.signal(number, handler)
+
+
+class _Report:
+    """A bar on the terminal, figures every 50 steps and wherever there are new ones, and the ids of skipped steps."""
+
+    def __init__(self, job: Job, step: int, trackers: tuple[Tracker, ...]) -> None:
+        self._trackers, self._skipped, self._begin = trackers, job.out / "skipped.jsonl", step
+        self._losses: list[float] = []
+        self._seen, self._shown = "", 0.0
+        self._bar = tqdm(total=100, desc=job.kind.__name__, bar_format=_BAR, mininterval=0.5)
+        self._batch, self._since = job.training.batch, 0.0
+
+    def __enter__(self) -> "_Report":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+        for tracker in self._trackers:
+            tracker.close()
+
+    def __call__(self, now: Progress, success: float | None) -> None:
+        if now.skipped:
+            with self._skipped.open("a") as file:
+                line = {"step": now.step, "loss": str(now.loss), "gradient_norm": str(now.gradient_norm)}
+                file.write(json.dumps({**line, "windows": now.skipped}) + "\n")
+        else:
+            self._losses.append(now.loss)
+        if now.validation is not None:
+            self._seen = f", validation {now.validation.loss:.4f}"
+        if self._losses and (now.step % _LINES_EVERY == 0 or now.validation or success is not None):
+            self._log(now, success)
+        self._bar.update(100 * now.fraction - self._shown)
+        self._shown = 100 * now.fraction
+
+    def _log(self, now: Progress, success: float | None) -> None:
+        mean, self._losses = sum(self._losses) / len(self._losses), []
+        figures = {name: value for name, value in asdict(now).items() if name not in ("step", "skipped", "validation")}
+        figures |= {"loss": mean, "success": success, "samples_per_second": now.samples / now.seconds}
+        figures |= {"validation": None} if now.validation is None else _figures(now.validation)
+        for tracker in self._trackers:
+            tracker.log(now.step, figures)
+        seen = self._seen if success is None else f"{self._seen}, success {success:.0%}"
+        self._bar.set_postfix_str(f"step {now.step}, loss {mean:.4f}{seen}, {now.samples / now.seconds:,.0f} samples/s")
+
+
+def _figures(found: Validation) -> dict[str, Any]:
+    return {"validation": found.loss, "levels": found.levels, "action_error": found.action_error}
+
+
+__all__ = ["Job", "fit"]

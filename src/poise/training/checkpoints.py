@@ -1,0 +1,229 @@
+"""Checkpoints to resume from: a folder a checkpoint, whole or not there, of which the last and the best are kept.
+
+    RUN/checkpoints/latest               link to the newest one
+    RUN/checkpoints/step-00005000/       policy.safetensors      the averaged policy, which `poise.load` reads
+                                         parameters.safetensors  what the next step depends on, see `Learner.tensors`
+                                         exp_avg.safetensors, exp_avg_sq.safetensors, ...
+                                         manifest.json           counts, best checkpoints, sha256 of every file
+
+A checkpoint is written aside, brought to the disk and renamed; then `latest`, which is for people, is replaced in one
+go. Whatever moment a process dies at, the newest whole checkpoint is found. Moments lie in files of their own, so that
+writing takes the memory of one of them.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import filelock
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from poise.plain import to_plain
+from poise.policies import load
+from poise.policies.saving import FILE
+from poise.training.learner import Learner
+
+_FOLDER, _LATEST, _MANIFEST, _ASIDE = "checkpoints", "latest", "manifest.json", ".aside"
+_FORMAT = "poise training 1"
+
+
+class Resumed(NamedTuple):
+    """Where a training goes on.
+
+    Attributes:
+        step: Steps done.
+        notes: What was noted with the checkpoint.
+    """
+
+    step: int
+    notes: Any
+
+
+@dataclass
+class Checkpoints:
+    """The checkpoints of a run.
+
+    Attributes:
+        run: Folder of the run.
+        keep_last: Newest checkpoints that are kept.
+        keep_best: Best ones that are kept besides.
+        best: `(score, step)` of the best ones, the best first.
+    """
+
+    run: Path
+    keep_last: int = 2
+    keep_best: int = 1
+    best: tuple[tuple[float, int], ...] = ()
+
+    @property
+    def folder(self) -> Path:
+        """Where they are."""
+        return self.run / _FOLDER
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """While this run is the only one that writes into the folder.
+
+        Raises:
+            BlockingIOError: Another process trains there.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(self.run / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            raise BlockingIOError(
+                f"another process trains in {self.run}, expected one at a time: wait for it, or name another --out"
+            ) from error
+        try:
+            for left in self.folder.glob(f"{_ASIDE}*"):
+                shutil.rmtree(left, ignore_errors=True)
+            yield
+        finally:
+            lock.release()
+
+    def save(self, learner: Learner, notes: Mapping[str, Any], score: float | None = None) -> Path:
+        """Write a checkpoint, and remove those that are neither new nor good enough to keep.
+
+        Args:
+            learner: What is trained.
+            notes: JSON data to keep with the policy.
+            score: How good the averaged policy is, more being better; None takes no part in the comparison.
+
+        Returns:
+            Its folder.
+
+        Raises:
+            FloatingPointError: A parameter that is not finite.
+            OSError: The disk is full, or broken; the checkpoints so far are as they were.
+        """
+        _check_finite(learner)
+        if score is not None:
+            ranked = sorted([*self.best, (score, learner.step)], key=lambda pair: (-pair[0], pair[1]))
+            self.best = tuple(ranked[: self.keep_best])
+        final, aside = self.folder / f"step-{learner.step:08d}", self.folder / f"{_ASIDE}-{learner.step:08d}"
+        if final.exists():
+            return final
+        try:
+            aside.mkdir(parents=True)
+            self._write(aside, learner, notes)
+            aside.rename(final)
+            _synced(self.folder)
+            self._point(final.name)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise OSError(
+                error.errno,
+                f"{error.strerror or error} while saving step {learner.step} in {self.folder}: free some space, then "
+                f"poise train --resume {self.run} goes on from the last good checkpoint",
+            ) from error
+        self._prune()
+        return final
+
+    def _write(self, aside: Path, learner: Learner, notes: Mapping[str, Any]) -> None:
+        learner.average.policy.save(aside, notes)
+        groups: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in learner.tensors().items():
+            group = name.rpartition(".")[2] if name.startswith("optimiser.") else "parameters"
+            groups.setdefault(group, {})[name] = tensor.detach().cpu().contiguous()
+        for group, tensors in groups.items():
+            save_file(tensors, aside / f"{group}.safetensors")
+        files = sorted(file.name for file in aside.iterdir())
+        manifest = {
+            "format": _FORMAT,
+            "counts": learner.counts(),
+            "best": self.best,
+            "files": {name: _digest(aside / name) for name in files},
+            "notes": to_plain(notes),
+        }
+        (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        for name in (*files, _MANIFEST):
+            _synced(aside / name)
+        _synced(aside)
+
+    def _point(self, name: str) -> None:
+        """Let `latest` name a checkpoint."""
+        aside = self.folder / f".{_LATEST}"
+        aside.unlink(missing_ok=True)
+        aside.symlink_to(name)
+        aside.replace(self.folder / _LATEST)
+        _synced(self.folder)
+
+    def _prune(self) -> None:
+        kept = {f"step-{step:08d}" for _, step in self.best}
+        for old in self._all()[self.keep_last :]:
+            if old.name not in kept:
+                shutil.rmtree(old.rename(old.with_name(f"{_ASIDE}-{old.name}")), ignore_errors=True)
+
+    def _all(self) -> list[Path]:
+        """Checkpoints, the newest first."""
+        return sorted(self.folder.glob("step-*"), reverse=True)
+
+    def resume(self, learner: Learner) -> Resumed | None:
+        """Bring a learner to the newest checkpoint that is whole; None where there is none.
+
+        One whose bits differ from those that were written is passed over, with a line on stderr, and renamed.
+        """
+        for folder in self._all():
+            try:
+                manifest = _verified(folder)
+                files = [name for name in manifest["files"] if name != FILE]
+                tensors = {name: value for file in files for name, value in load_file(folder / file).items()}
+                learner.restore(tensors, load(folder).state_dict(), manifest["counts"])
+            except (OSError, ValueError, KeyError, SafetensorError) as error:
+                print(f"passing over {folder}, which is not whole: {error}", file=sys.stderr)
+                folder.rename(folder.with_name(f"broken-{folder.name}-{time.time_ns()}"))
+                continue
+            self.best = tuple((score, step) for score, step in manifest["best"])
+            return Resumed(learner.step, manifest["notes"])
+        return None
+
+
+def _verified(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint whose files are those that were written."""
+    manifest = json.loads((folder / _MANIFEST).read_text())
+    if manifest.get("format") != _FORMAT:
+        raise ValueError(f"got the format {manifest.get('format')!r}, expected {_FORMAT!r}")
+    for name, expected in manifest["files"].items():
+        if _digest(folder / name) != expected:
+            raise ValueError(f"{name} differs from what was written")
+    return manifest
+
+
+def _check_finite(learner: Learner) -> None:
+    """Parameters of a training that went wrong are never saved."""
+    for policy in (learner.policy, learner.average.policy):
+        for name, parameter in policy.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                raise FloatingPointError(
+                    f"parameter {name!r} is not finite at step {learner.step}, so that no checkpoint is written: "
+                    "lower the learning rate, and resume from the last one"
+                )
+
+
+def _digest(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _synced(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    opened = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+__all__ = ["Checkpoints", "Resumed"]

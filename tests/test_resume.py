@@ -1,0 +1,251 @@
+"""Runs that survive: what a resume continues to, what is kept, and what happens when things go wrong."""
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from poise import load
+from poise.cli import main
+from poise.data import Episodes, Windows
+from poise.nn import Transformer
+from poise.policies import DiffusionPolicy, PolicySpec
+from poise.training import Checkpoints, Learner, TrainingSpec, checkpoints, train
+
+SPEC = PolicySpec(
+    {"side": (1,)}, 1, history=1, horizon=2, execute=1, network=Transformer(width=16, heads=2, depth=1, dropout=0.2)
+)
+TRAINING = TrainingSpec(steps=24, batch=32, warmup=5, save_every=8)
+
+
+@pytest.fixture
+def windows() -> Windows:
+    rows = np.random.default_rng(0).normal(size=(200, 1)).astype(np.float32)
+    return Windows(Episodes({"side": rows, "action": rows}, np.array([100, 200])), ("side",), 1, 2, 1)
+
+
+def learner(windows: Windows, training: TrainingSpec = TRAINING) -> Learner:
+    torch.manual_seed(0)
+    policy = DiffusionPolicy(SPEC)
+    policy.fit(windows)
+    return Learner(policy, training)
+
+
+def run(found: Learner, windows: Windows, kept: Checkpoints, until: int) -> None:
+    for now in train(found, windows):
+        if now.step % TRAINING.save_every == 0:
+            kept.save(found, {"step": now.step}, score=-abs(now.step - 8.0))
+        if now.step == until:
+            return
+
+
+def state(found: Learner) -> dict[str, torch.Tensor]:
+    return {**found.tensors(), **{f"average.{k}": v for k, v in found.average.policy.state_dict().items()}}
+
+
+def test_a_resumed_run_ends_with_the_same_bits(windows, tmp_path):
+    """Dropout draws from the global generator, so that its state counts too; steps after the checkpoint are lost."""
+    whole = learner(windows)
+    run(whole, windows, Checkpoints(tmp_path / "whole"), 24)
+    run(learner(windows), windows, Checkpoints(tmp_path / "cut"), 19)
+    torch.manual_seed(99)
+    again = Learner(learner(windows).policy, TRAINING)
+    resumed = Checkpoints(tmp_path / "cut").resume(again)
+    assert resumed is not None
+    assert resumed.step == again.step == 16
+    assert resumed.notes == {"step": 16}
+    run(again, windows, Checkpoints(tmp_path / "cut"), 24)
+    assert again.average.updates == 24
+    expected = state(whole)
+    assert all(torch.equal(value, expected[name]) for name, value in state(again).items())
+    assert set(state(again)) == set(expected)
+
+
+def test_the_last_and_the_best_are_kept(windows, tmp_path):
+    kept = Checkpoints(tmp_path, keep_last=1, keep_best=1)
+    run(learner(windows), windows, kept, 24)
+    assert sorted(p.name for p in kept.folder.iterdir()) == ["latest", "step-00000008", "step-00000024"]
+    assert (kept.folder / "latest").readlink() == Path("step-00000024")
+    again = Checkpoints(tmp_path, keep_last=1, keep_best=1)
+    again.resume(learner(windows))
+    assert again.best == ((0.0, 8),)
+    assert load(kept.folder / "step-00000008").spec == load(kept.folder / "latest").spec == SPEC
+
+
+@pytest.mark.parametrize(
+    "broken", ["policy.safetensors", "parameters.safetensors", "exp_avg.safetensors", "manifest.json"]
+)
+def test_a_checkpoint_with_a_flipped_bit_is_passed_over(windows, tmp_path, capsys, broken):
+    kept = Checkpoints(tmp_path)
+    run(learner(windows), windows, kept, 24)
+    file = kept.folder / "step-00000024" / broken
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+    found = learner(windows)
+    resumed = kept.resume(found)
+    assert resumed is not None
+    assert found.step == 16
+    assert "passing over" in capsys.readouterr().err
+    run(found, windows, kept, 24)
+    assert kept.resume(learner(windows)).step == 24
+
+
+def test_a_missing_pointer_costs_nothing(windows, tmp_path):
+    kept = Checkpoints(tmp_path)
+    run(learner(windows), windows, kept, 24)
+    (kept.folder / "latest").unlink()
+    assert kept.resume(learner(windows)).step == 24
+    assert Checkpoints(tmp_path / "none").resume(learner(windows)) is None
+
+
+@pytest.mark.parametrize("at", ["save_file", "_synced"])
+def test_a_full_disk_leaves_the_last_checkpoint(windows, tmp_path, monkeypatch, at):
+    kept, found = Checkpoints(tmp_path), learner(windows)
+    run(found, windows, kept, 8)
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(checkpoints, at, full)
+    with pytest.raises(OSError, match=r"No space left on device while saving step 16.*poise train --resume"):
+        run(found, windows, kept, 24)
+    monkeypatch.undo()
+    assert sorted(p.name for p in kept.folder.iterdir()) == ["latest", "step-00000008"]
+    assert kept.resume(learner(windows)).step == 8
+
+
+def test_what_is_not_finite_is_never_saved(windows, tmp_path):
+    found = learner(windows)
+    with torch.no_grad():
+        next(iter(found.average.policy.parameters())).fill_(torch.inf)
+    with pytest.raises(FloatingPointError, match="is not finite at step 0, so that no checkpoint is written"):
+        Checkpoints(tmp_path).save(found, {})
+    assert not list(tmp_path.rglob("step-*"))
+
+
+def test_two_runs_do_not_share_a_folder(tmp_path):
+    with (
+        Checkpoints(tmp_path).locked(),
+        pytest.raises(BlockingIOError, match=r"another process trains in .*, expected one at a time"),
+        Checkpoints(tmp_path).locked(),
+    ):
+        pass
+
+
+RECIPE = """
+import numpy as np
+from poise import MLP, Episodes, PolicySpec, Recipe, Task, TrainingSpec
+
+def demonstrations(path):
+    rows = np.random.default_rng(0).normal(size=(600, 1)).astype(np.float32)
+    return Episodes({"side": rows, "action": rows}, np.arange(100, 601, 100))
+
+recipe = Recipe(
+    policy=PolicySpec({"side": (1,)}, 1, history=1, horizon=2, execute=1, network=MLP(width=16, depth=1, condition=8)),
+    training=TrainingSpec(steps=400, batch=32, save_every=25, validate_every=25),
+    task=Task("poise.envs:poise/Navigate-v0"),
+    read=demonstrations,
+    validation=0.2,
+)
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.py"
+    path.write_text(RECIPE)
+    return path
+
+
+def poise(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["poise", *map(str, arguments)])
+    main()
+
+
+def bits(run: Path) -> dict[str, torch.Tensor]:
+    return load(run).state_dict()
+
+
+def test_a_killed_run_resumes_to_the_bits_of_an_uninterrupted_one(recipe, monkeypatch, tmp_path):
+    poise(monkeypatch, "train", recipe, "--out", tmp_path / "whole")
+    cut, environment = tmp_path / "cut", {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "poise", "train", str(recipe), "--out", str(cut), "--threads", "1"]
+    for kill in (signal.SIGKILL, signal.SIGTERM):
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        before = len(list(cut.glob("checkpoints/step-*"))) if cut.exists() else 0
+        seen = {p.name for p in cut.glob("checkpoints/step-*")}
+        while process.poll() is None and {p.name for p in cut.glob("checkpoints/step-*")} <= seen:
+            time.sleep(0.005)
+        process.send_signal(kill)
+        assert process.wait(timeout=10) in (-signal.SIGKILL, 128 + signal.SIGTERM), before
+        command = [sys.executable, "-m", "poise", "train", "--resume", str(cut)]
+    poise(monkeypatch, "train", "--resume", cut)
+    expected = bits(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in bits(cut).items())
+    lines = [json.loads(line) for line in (cut / "metrics.jsonl").read_text().splitlines()]
+    whole = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [line["step"] for line in whole]
+    assert lines[-1]["validation"] == whole[-1]["validation"]
+
+
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, *arguments: object) -> str:
+    with pytest.raises(SystemExit) as exit_:
+        poise(monkeypatch, *arguments)
+    assert exit_.value.code == 2
+    return capsys.readouterr().err
+
+
+def test_a_run_is_not_overwritten_unless_asked_to(recipe, monkeypatch, capsys, tmp_path):
+    arguments = ("train", recipe, "--out", tmp_path / "run", "--training.steps", 40)
+    poise(monkeypatch, *arguments)
+    assert "holds a run already: go on with it by poise train --resume" in refused(monkeypatch, capsys, *arguments)
+    poise(monkeypatch, *arguments, "--overwrite")
+
+
+def test_a_resume_with_another_spec_lists_the_differences(recipe, monkeypatch, capsys, tmp_path):
+    poise(monkeypatch, "train", recipe, "--out", tmp_path / "run", "--training.steps", 40)
+    recipe.write_text(RECIPE.replace("batch=32", "batch=64").replace("width=16", "width=32"))
+    message = refused(monkeypatch, capsys, "train", "--resume", tmp_path / "run")
+    assert "training.batch: 32 became 64" in message
+    assert "policy.network.width: 16 became 32" in message
+    assert "expected one folder" in refused(monkeypatch, capsys, "train", "--resume", tmp_path / "none")
+
+
+def test_skipped_steps_name_their_windows(recipe, monkeypatch, capsys, tmp_path):
+    plain = DiffusionPolicy.loss
+    monkeypatch.setattr(DiffusionPolicy, "loss", lambda *a: plain(*a) * torch.nan)
+    message = refused(monkeypatch, capsys, "train", recipe, "--out", tmp_path / "run", "--training.patience", 4)
+    assert "the last of 4 such steps in a row" in message
+    lines = [json.loads(line) for line in (tmp_path / "run/skipped.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert [len(line["windows"]) for line in lines] == [32] * 4
+    assert not list((tmp_path / "run").rglob("*.safetensors"))
+
+
+def test_closed_loop_success_chooses_the_best(monkeypatch, tmp_path, recipe):
+    text = RECIPE.replace("steps=400, batch=32, save_every=25, validate_every=25", "steps=30, batch=32, save_every=10")
+    recipe.write_text(text)
+    told = iter([0.2, 0.8, 0.5])
+
+    def rolled(policy: object, task: object, seeds: range) -> list[object]:
+        assert (seeds[0], len(seeds)) == (50_000, 10)
+        won = next(told) * 10
+        return [dataclasses.make_dataclass("E", ["success"])(i < won) for i in range(10)]
+
+    monkeypatch.setattr("poise.cli.fitting.rollout", rolled)
+    options = ("--training.evaluate-every", 10, "--training.episodes", 10, "--training.keep-last", 1)
+    poise(monkeypatch, "train", recipe, "--out", tmp_path / "run", *options)
+    kept = sorted(p.name for p in (tmp_path / "run/checkpoints").glob("step-*"))
+    assert kept == ["step-00000020", "step-00000030"]
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line["success"] for line in lines] == [0.2, 0.8, 0.5]

@@ -123,6 +123,14 @@ def test_convert_writes_the_format_of_the_suffix_or_of_the_name(clean, episodes,
     assert "exists, expected a path to write to" in capsys.readouterr().err
 
 
+def test_convert_knows_a_zip_by_its_inner_suffix_and_makes_folders(clean, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("numcodecs")
+    run(monkeypatch, "convert", clean, tmp_path / "new/folder/copy.zarr.zip", "--features", "state", "action")
+    assert "copy.zarr.zip (zarr, " in capsys.readouterr().out
+    run(monkeypatch, "convert", tmp_path / "new/folder/copy.zarr.zip", tmp_path / "other/copy.npz")
+    assert set(read(tmp_path / "other/copy.npz").features) == {"state", "action"}
+
+
 def test_convert_names_the_format_that_was_meant(clean, tmp_path, monkeypatch, capsys):
     assert status(monkeypatch, "convert", clean, tmp_path / "x", "--format", "nzp") == 2
     assert "did you mean 'npz'?" in capsys.readouterr().err

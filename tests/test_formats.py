@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from poise.data import DataError, Episodes, Facts, Role, Windows, known_formats, open_dataset, read, write
+from poise.data.flat import in_memory
 from poise.testing.formats import check_format
 
 STEPS = 17
@@ -52,6 +53,26 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path, episodes, module, suffi
         with pytest.raises(ImportError, match=rf"the extra '{extra}': pip install 'poise\[{extra}\]'"):
             attempt()
     assert len([*tmp_path.iterdir()]) == 1
+
+
+@pytest.mark.parametrize("name", [name for name, one in known_formats().items() if one.written])
+def test_datasets_without_episodes_and_ragged_ones_are_refused(name, tmp_path, episodes):
+    format, contents = known_formats()[name], in_memory(episodes).contents
+    try:
+        with (
+            pytest.raises(ValueError, match="got no episode to write, expected"),
+            format.create(tmp_path / "a", contents),
+        ):
+            pass
+    except ImportError as error:
+        pytest.skip(str(error))
+    for rows in ({"state": ROW[:3, None], "action": ROW[:2, None]}, {"state": ROW[:0, None], "action": ROW[:0, None]}):
+        with (
+            pytest.raises(ValueError, match=r"got an episode of \[.*\] rows, expected one number of all features"),
+            format.create(tmp_path / "a", contents) as sink,
+        ):
+            sink.append(rows)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_single_numbers_a_row_become_columns(tmp_path):

@@ -32,6 +32,7 @@ from poise.nn import (
     UNet1D,
     Vector,
 )
+from poise.plain import concrete
 from poise.policies import (
     DiffusionPolicy,
     NearestNeighbour,
@@ -43,7 +44,7 @@ from poise.policies import (
     load,
 )
 from poise.predictions import Clean, Epsilon, Velocity
-from poise.sampling import DDIM, DDPM, DPMSolverPP, Heun, Trailing, UniformTime, UniPC, per_sample
+from poise.sampling import DDIM, DDPM, DPMSolverPP, Heun, Sampler, Trailing, UniformTime, UniPC, per_sample
 from poise.schedules import Tabulated, VPCosine
 from poise.testing import check_network
 from poise.training import Learner, TrainingSpec, train
@@ -337,6 +338,16 @@ def test_other_samplers_run_and_agree_where_they_must(exported):
     assert gap.abs().max() < 0.1
 
 
+def test_an_imported_policy_runs_under_every_sampler(exported):
+    policy, kinds = import_lerobot(exported).policy, concrete(Sampler)
+    assert len(kinds) > 20
+    for name, kind in kinds.items():
+        loose = {f.name: 0.2 for f in dataclasses.fields(kind) if f.name in ("rtol", "atol")}
+        plan = policy.using(sampler=kind(**loose), grid=UniformTime(), evaluations=20).plan(observed(policy.spec))
+        assert plan.shape == (2, 15, 2), name
+        assert (policy.action_normaliser(plan).abs() < 1 + 1e-5).all(), name
+
+
 def test_inputs_of_the_modulation_are_found_in_their_order():
     """Theirs: the noise level, then of every step state, camera, environment; ours: camera, environment, state."""
     theirs = {"state": 1, "camera": 2, "environment": 1}
@@ -513,6 +524,26 @@ def test_nothing_outside_of_the_folder_is_read(exported, tmp_path):
         import_lerobot(exported)
     with pytest.raises(FileNotFoundError, match="is no folder"):
         import_lerobot(tmp_path / "nothing")
+
+
+def test_the_cache_of_the_hub_is_read_whose_files_are_links_to_blobs(exported, tmp_path):
+    model = tmp_path / "models--owner--name"
+    snapshot, blobs = model / "snapshots" / "3f5a", model / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for number, file in enumerate(sorted(exported.iterdir())):
+        shutil.move(file, blobs / str(number))
+        (snapshot / file.name).symlink_to(f"../../blobs/{number}")
+    assert import_lerobot(snapshot).policy
+    shutil.move(blobs / "0", tmp_path / "elsewhere")
+    (blobs / "0").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(DataError, match="expected one inside of this folder"):
+        import_lerobot(snapshot)
+    (blobs / "0").unlink()
+    shutil.move(blobs, tmp_path / "other")
+    blobs.symlink_to(tmp_path / "other")
+    with pytest.raises(DataError, match="expected one inside of this folder"):
+        import_lerobot(snapshot)
 
 
 def old_form(folder):

@@ -312,6 +312,7 @@ REFUSED = [
     (POLICY, {"noise_scheduler__variance_type": "learned"}, "variance_type: got 'learned', expected 'fixed_small'"),
     (POLICY, {"noise_scheduler__steps_offset": 1}, "steps_offset: got 1, expected 0"),
     (POLICY, {"noise_scheduler__prediction_type": "v_prediction"}, r"expected one of \['epsilon', 'sample'\]"),
+    (POLICY, {"noise_scheduler__clip_sample_range": 10**400}, "expected a finite number above 0"),
     (POLICY, {"noise_scheduler__trained_betas": [0.1]}, r"sets \['trained_betas'\]"),
     (TRANSFORMER, {"obs_as_cond": False}, "obs_as_cond: got False, expected true: we have no inpainting"),
     (TRANSFORMER, {"pred_action_steps_only": True}, "expected false: its plan would be shorter"),
@@ -523,6 +524,8 @@ MIMICKED = [
     ({}, {"algo__unet__n_groups": 4}, "n_groups: got 4, expected 8"),
     ({}, {"algo__ddim__enabled": False}, "ddim: enabled: got False, expected true, or ddpm enabled"),
     ({}, {"observation__modalities__obs__depth": ["z"]}, "depth: got .'z'., expected no features"),
+    ({}, {"observation__modalities__obs__low_dim": 3}, "low_dim: got 3, expected a list of names"),
+    ({"action_normalization_stats": {}}, {"train__action_keys": [["a"]]}, "keys: got .*, expected a list of names"),
     ({}, {"observation__encoder__low_dim__core_class": "MLP"}, "core_class: got 'MLP', expected null"),
     ({}, {"observation__modalities__obs__rgb": ["other"]}, "other: got .7., expected 3 sizes"),
 ]  # fmt: skip

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,22 @@ def test_the_share_outside_the_quantiles_is_exact():
     for (a, b, c, grip), count in cases.items():
         arm = torch.tensor([[[500.0, -500.0, 50.0], [a, b, c]]])
         assert score({"arm": arm, "grip": torch.tensor([[[0.0], [grip]]])}).item() == count / 8
+
+
+def test_the_range_is_that_of_numpy_without_a_copy_of_all_rows():
+    arm = np.random.default_rng(0).normal(size=(100_000, 8, 2)).astype(np.float32)
+    windows = Windows(
+        Episodes({"arm": arm, "action": np.zeros((len(arm), 2), np.float32)}, [len(arm)]), ("arm",), 2, 4, 3
+    )
+    policy = DiffusionPolicy(dataclasses.replace(SPEC, observations={"arm": (8, 2)}))
+    tracemalloc.start()
+    score = OutsideRange.fit(policy, windows, tail=0.01)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < arm.nbytes / 4
+    low, high = torch.as_tensor(np.quantile(arm, [0.01, 0.99], axis=0)).float()
+    assert torch.equal(score.low["arm"], low)
+    assert torch.equal(score.high["arm"], high)
 
 
 def test_the_surprise_of_a_plan_is_its_log_density(training, monkeypatch):

@@ -5,6 +5,7 @@ import torch
 from torch.nn import functional
 
 from poise.nn import Concatenate, FiLM, UNet1D, unet1d
+from poise.nn.unet1d import _Convolution
 from poise.testing import check_network
 
 ACTION, TOKENS = 2, (2, 18)
@@ -203,3 +204,21 @@ def test_conforms():
 def test_a_horizon_that_cannot_be_halved_is_refused():
     with pytest.raises(ValueError, match="got horizon=18, expected a multiple of 4"):
         UNet1D().build(18, ACTION, TOKENS)
+
+
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_the_gradient_by_products_is_that_of_the_convolution(bfloat16):
+    """Where plans are short and channels many, training on a CPU computes the gradient of the weights another way."""
+    torch.manual_seed(0)
+    layer = _Convolution(256, 256, 5).double().train()
+    assert layer.wide
+    x, g = torch.randn(3, 256, 4, dtype=torch.float64), torch.randn(3, 256, 4, dtype=torch.float64)
+    found = []
+    for training in (True, False):
+        given = x.clone().requires_grad_()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            y = layer.train(training).float()(given.float()) if bfloat16 else layer.train(training)(given)
+        found.append(torch.autograd.grad(y, [given, layer.weight, layer.bias], g.to(y.dtype)))
+    for mine, torchs in zip(*found, strict=True):
+        scale = torchs.abs().max().item()
+        torch.testing.assert_close(mine, torchs, atol=(0.02 if bfloat16 else 1e-12) * scale, rtol=0)

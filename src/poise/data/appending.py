@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 from poise.data.folder import HEADER, INDEX, MARK, Line, described, look_of, row_bytes, rows_file
 from poise.data.source import Contents, Feature, Rows
 from poise.data.untrusted import DataError, inside
+from poise.data.writing import aside, remove, synced
 
 
 class Writer:
@@ -126,24 +126,24 @@ def begin(path: Path, contents: Contents) -> None:
     looks = {name: _lasting(path, name, look) for name, look in contents.features.items()}
     features = [{"name": name, "dtype": look.dtype.name, "shape": look.shape} for name, look in looks.items()]
     plain = {"format": MARK, "features": features, "facts": contents.facts.plain(), "subsets": contents.subsets}
-    aside = path.with_name(f".{os.getpid()}.new.{path.name}")
-    aside.mkdir(parents=True)
+    place = aside(path)
+    place.mkdir(parents=True)
     try:
         for name in (INDEX, *(f"{number}.bin" for number in range(len(looks)))):
-            _new(aside / name, b"")
-        _new(aside / HEADER, json.dumps(plain, indent=1).encode())
-        synced(aside)
-        os.rename(aside, path)
+            _new(place / name, b"")
+        _new(place / HEADER, json.dumps(plain, indent=1).encode())
+        synced(place)
+        os.rename(place, path)
         synced(path.parent)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        remove(place)
 
 
 def _locked(path: Path) -> int:
     """The header, opened and locked against other writers."""
     import fcntl  # of POSIX systems: recordings are read without it
 
-    header = inside(path, HEADER, HEADER)
+    header = inside(path, HEADER)
     if not header.is_file():
         raise DataError(path, HEADER, "does not exist, expected a recording, or a path where nothing is: name another")
     file = os.open(header, os.O_RDWR)
@@ -177,13 +177,4 @@ def _new(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def synced(folder: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-__all__ = ["Writer", "begin", "synced"]
+__all__ = ["Writer", "begin"]

@@ -45,17 +45,14 @@ class Facts:
     def only(self, features: Collection[str]) -> "Facts":
         """The facts of some features."""
         roles = {name: role for name, role in self.roles.items() if name in features}
-        return Facts(self.rate, self.robot, roles, {k: v for k, v in self.names.items() if k in features})
+        names = {name: words for name, words in self.names.items() if name in features}
+        return Facts(self.rate, self.robot, roles, names)
 
     def plain(self) -> dict[str, Any]:
         """As JSON data."""
         roles = {name: role.value for name, role in self.roles.items()}
-        return {
-            "rate": self.rate,
-            "robot": self.robot,
-            "roles": roles,
-            "names": {k: [*v] for k, v in self.names.items()},
-        }
+        names = {name: [*words] for name, words in self.names.items()}
+        return {"rate": self.rate, "robot": self.robot, "roles": roles, "names": names}
 
     @classmethod
     def of(cls, plain: Any) -> "Facts":

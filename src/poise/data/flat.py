@@ -38,15 +38,13 @@ class Flat(Source):
     ) -> None:
         steps = {name: len(array) if array.ndim else -1 for name, array in arrays.items()}
         lengths = episode_lengths(path, "episode_ends", ends, steps)
-        ends = ends.astype(np.int64)
         looks = {name: Feature(array.dtype, array.shape[1:]) for name, array in arrays.items()}
         super().__init__(path, Contents(looks, lengths, facts or Facts(), tasks, subsets or {}))
-        self._arrays, self._ends = arrays, ends
+        self._arrays = arrays
 
     def rows(self, episode: int, names: Sequence[str]) -> dict[str, NDArray]:
         """Views of the arrays; see `Source.rows`."""
-        last = int(self._ends[episode])
-        first = last - int(self.contents.lengths[episode])
+        first, last = self.contents.span(episode)
         return {name: self._arrays[name][first:last] for name in names}
 
     def whole(self, names: Sequence[str]) -> dict[str, NDArray]:
@@ -74,12 +72,9 @@ def episode_lengths(path: Path, field: str, ends: NDArray, steps: Mapping[str, i
         raise DataError(path, field, f"got {ends.dtype} {ends.shape} for {dict(steps)}, expected whole numbers")
     lengths = np.diff(ends.astype(np.int64), prepend=0)
     if (lengths <= 0).any() or set(steps.values()) != {int(ends[-1])}:
-        raise DataError(
-            path,
-            field,
-            f"got ends up to {ends[-1]} for features of lengths {dict(steps)}, expected strictly increasing ones, of "
-            "which the last is the common length: the row after the last one of each episode",
-        )
+        found = f"got ends up to {ends[-1]} for features of lengths {dict(steps)}, expected strictly increasing ones"
+        last = "of which the last is the common length: the row after the last one of each episode"
+        raise DataError(path, field, f"{found}, {last}")
     return lengths
 
 

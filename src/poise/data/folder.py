@@ -1,4 +1,7 @@
-"""What the folder of a recording says of itself, checked before any of its rows is touched; see `formats.recording`."""
+"""What the folder of a recording says of itself, checked before any of its rows is touched; see `formats.recording`.
+
+All raise DataError where the recording is broken.
+"""
 
 import json
 import math
@@ -11,6 +14,7 @@ import numpy as np
 from poise.data.facts import Facts
 from poise.data.source import Contents, Feature
 from poise.data.untrusted import MAX_EPISODES, MAX_FEATURES, DataError, affordable, inside, parsed, read_json
+from poise.data.writing import Known
 
 HEADER, INDEX, MARK = "recording.json", "episodes.jsonl", "poise recording 1"
 _LONGEST = 2**20  # bytes of a line of the index
@@ -35,11 +39,7 @@ class Line(NamedTuple):
 
 
 def described(path: Path) -> tuple[Contents, list[Line]]:
-    """What is in a recording, and its episodes, once its files are found to be large enough for them.
-
-    Raises:
-        DataError: The recording is broken.
-    """
+    """What is in a recording, and its episodes, once its files are found to be large enough for them."""
     features, facts, subsets = header(path)
     lines = [*_lines(path, len(features))]
     steps = sum(line.length for line in lines)
@@ -47,36 +47,25 @@ def described(path: Path) -> tuple[Contents, list[Line]]:
         file = rows_file(path, number)
         got, expected = file.stat().st_size, steps * row_bytes(look)
         if got < expected:
-            raise DataError(
-                path,
-                file.name,
-                f"has {got} bytes for feature {name!r}, expected at least {expected} for the {len(lines)} episodes of "
-                f"{INDEX}: restore the file",
+            problem = (
+                f"has {got} bytes for feature {name!r}, expected at least {expected} for the {len(lines)} episodes"
             )
-    wrong = [name for name, numbers in subsets.items() if not all(0 <= n < len(lines) for n in numbers)]
-    if wrong:
-        raise DataError(path, f"{HEADER}: subsets", f"got numbers in {wrong} beyond the {len(lines)} episodes")
-    lengths = np.array([line.length for line in lines], np.int64)
+            raise DataError(path, file.name, f"{problem} of {INDEX}: restore the file")
     tasks = tuple(line.task for line in lines) if any(line.task for line in lines) else ()
-    return Contents(features, lengths, facts, tasks, subsets), lines
+    known = Known(facts, tasks, subsets).checked(path, f"{HEADER}: subsets", len(lines))
+    return Contents(features, np.array([line.length for line in lines], np.int64), *known), lines
 
 
 def header(path: Path) -> tuple[dict[str, Feature], Facts, dict[str, tuple[int, ...]]]:
-    """Features, facts and subsets of a recording.
-
-    Raises:
-        DataError: The header is broken.
-    """
-    plain = read_json(inside(path, HEADER, HEADER), HEADER)
+    """Features, facts and subsets of a recording."""
+    plain = read_json(inside(path, HEADER), HEADER)
     try:
         if plain["format"] != MARK:
             raise DataError(path, f"{HEADER}: format", f"got {plain['format']!r:.100}, expected {MARK!r}")
         features = {_name(one["name"]): look_of(path, one["dtype"], tuple(one["shape"])) for one in plain["features"]}
         if not len(features) == len(plain["features"]) <= MAX_FEATURES or not features:
-            count = f"{len(plain['features'])} with {len(features)} names"
-            raise DataError(
-                path, f"{HEADER}: features", f"got {count}, expected 1 to {MAX_FEATURES} of different names"
-            )
+            found = f"got {len(plain['features'])} with {len(features)} names"
+            raise DataError(path, f"{HEADER}: features", f"{found}, expected 1 to {MAX_FEATURES} of different names")
         subsets = {str(name): tuple(map(int, numbers)) for name, numbers in plain["subsets"].items()}
         return features, Facts.of(plain["facts"]), subsets
     except DataError:
@@ -93,11 +82,7 @@ def _name(found: Any) -> str:
 
 
 def look_of(path: Path, dtype: Any, shape: tuple[Any, ...]) -> Feature:
-    """A feature that a recording can hold, from the plain name of its dtype and the shape of a row.
-
-    Raises:
-        DataError: Another type than numbers, or no sizes.
-    """
+    """A feature that a recording can hold, from the plain name of its dtype and the shape of a row."""
     where = f"{HEADER}: features"
     kind = affordable(path, where, (), dtype, 0)
     if kind.name != dtype:
@@ -109,7 +94,7 @@ def look_of(path: Path, dtype: Any, shape: tuple[Any, ...]) -> Feature:
 
 def _lines(path: Path, features: int) -> Iterator[Line]:
     """The complete lines of the index; what a crash tore off is none."""
-    index = inside(path, INDEX, INDEX)
+    index = inside(path, INDEX)
     if not index.is_file():
         raise DataError(path, INDEX, "does not exist, expected a line an episode: restore the file")
     with index.open("rb") as file:
@@ -136,12 +121,8 @@ def _line(path: Path, field: str, text: bytes, features: int) -> Line:
 
 
 def rows_file(path: Path, number: int) -> Path:
-    """The rows of a feature, by its number: a name in a recording is never one of a file.
-
-    Raises:
-        DataError: There are none.
-    """
-    file = inside(path, f"{number}.bin", f"{number}.bin")
+    """The rows of a feature, by its number: a name in a recording is never one of a file."""
+    file = inside(path, f"{number}.bin")
     if not file.is_file():
         raise DataError(path, file.name, f"does not exist, expected the rows of feature {number}: restore the file")
     return file

@@ -6,8 +6,7 @@ file is written in C and hangs or dies in some broken files, so another process 
 structure, and all of its numbers where it has at most 64 MiB.
 """
 
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack
 from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -17,9 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.data.quarantine import Limits, quarantined
+from poise.data.source import Feature
 from poise.data.untrusted import MAX_EPISODES, MAX_JSON, DataError, affordable, broken
 
-SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ERRORS = (KeyError, RuntimeError, OSError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
 _SQUEEZERS = {1: "deflate", 4: "szip", 5: "nbit", 6: "scaleoffset", 32000: "lzf"}  # that HDF5 and h5py bring along
 _OTHERS = {2: "shuffle", 3: "fletcher32"}
@@ -33,6 +33,8 @@ _START, _MEMORY = 5, 2**30  # seconds and bytes that Python needs for itself
 
 class Hdf5:
     """A file opened for reading, whose members are named by their path, such as `data/demo_0/actions`.
+
+    Its methods raise DataError for what is not there, broken, or not to be trusted.
 
     Args:
         path: The file.
@@ -55,11 +57,7 @@ class Hdf5:
         self._groups: dict[str, Any] = {"": self._file}
 
     def names(self, where: str) -> list[str]:
-        """Names in a group, sorted.
-
-        Raises:
-            DataError: There is none.
-        """
+        """Names in a group, sorted."""
         with self._broken(where):
             group = self._group(where)
             if len(group) > MAX_EPISODES:
@@ -74,49 +72,56 @@ class Hdf5:
             return self._kind(where) is self._library.Group
 
     def look(self, where: str) -> tuple[np.dtype, tuple[int, ...]]:
-        """Type, in the byte order of this machine, and shape of an array.
-
-        Raises:
-            DataError: There is no array of numbers that can be trusted.
-        """
+        """Type, in the byte order of this machine, and shape of an array of numbers."""
         with self._broken(where):
             return self._look(where, self._dataset(where))
 
-    def array(self, where: str) -> NDArray:
-        """The numbers of an array.
+    def feature(self, where: str) -> Feature:
+        """What the rows of an array look like; single numbers are rows of one."""
+        dtype, shape = self.look(where)
+        if not shape:
+            raise DataError(self.path, where, "is a single number, expected a row a step")
+        return Feature(dtype, shape[1:] or (1,))
 
-        Raises:
-            DataError: There is no array of numbers that can be trusted.
-        """
+    def rows(self, where: str, look: Feature, steps: int) -> NDArray:
+        """The numbers of an array that has so many rows that look so."""
+        dtype, shape = self.look(where)
+        if (dtype, shape[:1], shape[1:] or (1,)) != (look.dtype, (steps,), look.shape):
+            found = f"is {dtype} {shape}, expected {look.dtype} {(steps, *look.shape)}"
+            raise DataError(self.path, where, f"{found} as declared or in the first episode")
+        return self.array(where).reshape(steps, *look.shape)
+
+    def length(self, where: str, array: str, attribute: str) -> int:
+        """Rows of one array of a group, with which an attribute of the group has to agree, if there is one."""
+        shape, said = self.look(f"{where}/{array}")[1], self.attribute(where, attribute)
+        if not shape or not shape[0] or said not in (None, shape[0]):
+            found = f"has {array} {shape} and {attribute} {said!r}"
+            raise DataError(self.path, where, f"{found}, expected as many rows, at least 1")
+        return shape[0]
+
+    def array(self, where: str) -> NDArray:
+        """The numbers of an array."""
         with self._broken(where):
             dataset = self._dataset(where)
             dtype, _ = self._look(where, dataset)
             return np.asarray(dataset[()]).astype(dtype, copy=False)
 
     def texts(self, where: str) -> list[str]:
-        """The strings of an array of one dimension.
-
-        Raises:
-            DataError: There are none.
-        """
+        """The strings of an array of one dimension."""
         with self._broken(where):
             dataset = self._dataset(where)
             if self._library.check_string_dtype(dataset.dtype) is None:
                 raise ValueError(f"got the type {dataset.dtype}, expected strings")
-            self._believe(dataset, dataset.dtype.itemsize)
+            self._believe(dataset)
             return [one.decode() for one in dataset[()]]
 
     def packets(self, where: str) -> list[bytes]:
-        """The rows of an array of bytes, of the same length or not.
-
-        Raises:
-            DataError: There are none.
-        """
+        """The rows of an array of bytes, of the same length or not."""
         with self._broken(where):
             dataset = self._dataset(where)
             varying = self._library.check_vlen_dtype(dataset.dtype)
             if (varying, dataset.ndim) == (np.uint8, 1):
-                self._believe(dataset, dataset.dtype.itemsize)
+                self._believe(dataset)
             elif varying is not None or dataset.dtype != np.uint8 or dataset.ndim != 2:
                 raise ValueError(f"got {dataset.dtype} of shape {dataset.shape}, expected rows of bytes")
             else:
@@ -124,11 +129,7 @@ class Hdf5:
             return [np.asarray(one, np.uint8).tobytes() for one in dataset[()]]
 
     def attribute(self, where: str, name: str) -> Any:
-        """A number or text of a group, or None.
-
-        Raises:
-            DataError: Something else.
-        """
+        """A number or text of a group, or None."""
         field = f"{where}: {name}"
         with self._broken(field):
             attributes = self._group(where).attrs
@@ -142,10 +143,8 @@ class Hdf5:
             value = attributes[name]
             return value.item() if found.dtype.kind in "biuf" else _text(value)
 
-    @contextmanager
-    def _broken(self, field: str) -> Iterator[None]:
-        with broken(self.path, field, *_ERRORS):
-            yield
+    def _broken(self, field: str) -> AbstractContextManager[None]:
+        return broken(self.path, field, *_ERRORS)
 
     def _kind(self, where: str) -> Any:
         above, _, name = where.rpartition("/")
@@ -184,9 +183,10 @@ class Hdf5:
             affordable(self.path, where, dataset.chunks, dataset.dtype, _DENSE * stored)
         return dtype.newbyteorder("="), shape
 
-    def _believe(self, dataset: Any, width: int) -> None:
-        """That so many items of this width may be stored."""
-        if dataset.ndim != 1 or dataset.size * width > max(_FREE, 8 * min(dataset.id.get_storage_size(), self._bytes)):
+    def _believe(self, dataset: Any) -> None:
+        """That so many texts or packets may be stored."""
+        stored = min(dataset.id.get_storage_size(), self._bytes)
+        if dataset.ndim != 1 or dataset.size * dataset.dtype.itemsize > max(_FREE, 8 * stored):
             raise ValueError(f"got the shape {dataset.shape}, expected one dimension, as long as what is stored")
 
 
@@ -206,7 +206,7 @@ def is_hdf5(path: Path) -> bool:
     if path.suffix in (".hdf5", ".h5"):
         return True
     with path.open("rb") as file:
-        return file.read(len(SIGNATURE)) == SIGNATURE
+        return file.read(len(_SIGNATURE)) == _SIGNATURE
 
 
 @lru_cache(maxsize=4096)
@@ -238,4 +238,4 @@ def _library() -> ModuleType:
     return h5py
 
 
-__all__ = ["SIGNATURE", "Hdf5", "created", "is_hdf5"]
+__all__ = ["Hdf5", "created", "is_hdf5"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from poise.data.untrusted import MAX_JSON, DataError, affordable, broken, inside, parsed
 
-_ZIP_ERRORS = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError, zlib.error)
+ZIP_ERRORS = (zipfile.BadZipFile, EOFError, OSError, NotImplementedError, RuntimeError, ValueError, zlib.error)
 
 
 class Members(ABC):
@@ -66,10 +66,10 @@ class Folder(Members):
     def read(self, name: str) -> bytes:
         """See `Members.read`."""
         with broken(self.path, name, OSError):
-            return inside(self.path, name, name).read_bytes()
+            return inside(self.path, name).read_bytes()
 
     def _entries(self, folder: str) -> list[os.DirEntry[str]]:
-        where = inside(self.path, folder, folder)
+        where = inside(self.path, folder)
         if not where.is_dir():
             return []
         with broken(self.path, folder, OSError), os.scandir(where) as entries:
@@ -87,7 +87,7 @@ class Zip(Members):
     def __init__(self, path: Path, stack: ExitStack) -> None:
         super().__init__(path)
         self._found: dict[str, dict[str, zipfile.ZipInfo]] = {}
-        with broken(path, "zip", *_ZIP_ERRORS):
+        with broken(path, "zip", *ZIP_ERRORS):
             self._archive = stack.enter_context(zipfile.ZipFile(path))
         for entry in entries(path, self._archive):
             folder, _, name = entry.filename.rstrip("/").rpartition("/")
@@ -107,17 +107,15 @@ class Zip(Members):
         folder, _, file = name.rpartition("/")
         entry = self._found[folder][file]
         affordable(self.path, name, (entry.file_size,), np.uint8, entry.compress_size)
-        with broken(self.path, name, *_ZIP_ERRORS):
-            if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise ValueError(f"got compression {entry.compress_type}, expected stored or deflated")
+        with broken(self.path, name, *ZIP_ERRORS):
             return self._archive.read(entry)
 
 
 def entries(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    """What is in a zip, each file once and none with more bytes than the zip has.
+    """What is in a zip, each file once, none with more bytes than the zip has, and compressed as NumPy and zarr do.
 
     Raises:
-        DataError: A name twice, or a size that is a lie.
+        DataError: A name twice, a size that is a lie, or another compression.
     """
     found, names, size = archive.infolist(), set[str](), path.stat().st_size
     for entry in found:
@@ -126,8 +124,11 @@ def entries(path: Path, archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
         if entry.header_offset + entry.compress_size > size:
             problem = f"takes {entry.compress_size} bytes from {entry.header_offset} on of a zip of {size}"
             raise DataError(path, entry.filename[:200], f"{problem}, expected as many as there are: restore the file")
+        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            problem = f"has compression {entry.compress_type}, expected stored or deflated: write the zip anew"
+            raise DataError(path, entry.filename[:200], problem)
         names.add(entry.filename)
     return found
 
 
-__all__ = ["Folder", "Members", "Zip", "entries"]
+__all__ = ["ZIP_ERRORS", "Folder", "Members", "Zip", "entries"]

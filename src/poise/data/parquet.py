@@ -26,6 +26,8 @@ _COLUMNS = 32 * MAX_FEATURES  # a feature may be described by several columns
 class Parquet:
     """A Parquet file that is not trusted.
 
+    Its methods raise DataError for a missing column, one of other types than asked for, empty cells, or a broken file.
+
     Args:
         path: The file.
 
@@ -66,9 +68,6 @@ class Parquet:
             looks: Column -> dtype and shape of a row, to which it has to agree; (1,) is a column of single numbers too.
             first: The first row.
             last: The row after the last one.
-
-        Raises:
-            DataError: A missing column, another type or width, empty cells, or a broken file.
         """
         last = self.rows if last is None else last
         groups, before = self._groups(first, last)
@@ -82,22 +81,14 @@ class Parquet:
         return {name: array[before : before + last - first] for name, array in self._kept[1].items()}
 
     def number(self, name: str, kinds: str = "iu") -> NDArray:
-        """A column of single numbers, of whichever type of the kinds (those of NumPy).
-
-        Raises:
-            DataError: See `arrays`; or other kinds.
-        """
+        """A column of single numbers, of whichever type of the kinds (those of NumPy)."""
         kind = self._leaf(name)[0]
         if kind is None or kind.kind not in kinds or self.rows > MAX_EPISODES:
             raise DataError(self.path, name, f"is {self._type(name)} in {self.rows} rows, expected numbers ({kinds})")
         return self.arrays({name: Feature(kind, (1,))})[name].reshape(-1)
 
     def texts(self, name: str) -> list[Any]:
-        """A column of texts, or of lists of texts, as they are.
-
-        Raises:
-            DataError: See `arrays`; or other types.
-        """
+        """A column of texts, or of lists of texts, as they are."""
         types = _library().types
         kind = self._type(name)
         inner = kind.value_type if types.is_list(kind) or types.is_large_list(kind) else kind
@@ -114,11 +105,7 @@ class Parquet:
         return found
 
     def images(self, name: str, first: int, last: int) -> Iterator[bytes]:
-        """The compressed images of some rows.
-
-        Raises:
-            DataError: See `arrays`; or an image that is not in the file.
-        """
+        """The compressed images of some rows."""
         types, kind = _library().types, self._type(name)
         inside = types.is_struct(kind) and kind.get_field_index("bytes") >= 0
         if not (inside and types.is_binary(kind.field("bytes").type)):
@@ -130,9 +117,8 @@ class Parquet:
                 if first <= row < last:
                     data = cell.as_py()
                     if data is None:
-                        raise DataError(
-                            self.path, name, f"has no image in row {row}: those in other files are not read"
-                        )
+                        problem = f"has no image in row {row}: those in other files are not read"
+                        raise DataError(self.path, name, problem)
                     yield data
                 row += 1
             if row >= last:
@@ -148,8 +134,7 @@ class Parquet:
     def _pieces(self, name: str, column: str, groups: Sequence[int]) -> Iterator[Any]:
         """Arrays of a column, of so few rows each that they fit into memory even if each is as long as its group."""
         size = self._stored(name, groups)[1]
-        if size > max(_FREE, _RATIO * self._size):
-            raise DataError(self.path, name, f"declares {size} bytes in a file of {self._size}")
+        affordable(self.path, name, (size,), np.uint8, self._size)
         with self._guarded(name):
             rows = max(1, min(1024, _PIECE // (size + 1)))
             for batch in self._file.iter_batches(rows, row_groups=list(groups), columns=[column]):
@@ -159,9 +144,8 @@ class Parquet:
         found, widths = self._leaf(name)
         fits = len(widths) == len(look.shape) and all(w in (None, n) for w, n in zip(widths, look.shape, strict=True))
         if found != look.dtype or not (fits or (widths, look.shape) == ((), (1,))):
-            raise DataError(
-                self.path, name, f"is a column of {self._type(name)}, expected {look.dtype} {look.shape} as declared"
-            )
+            problem = f"is a column of {self._type(name)}, expected {look.dtype} {look.shape} as declared"
+            raise DataError(self.path, name, problem)
         rows = sum(self._about.row_group(i).num_rows for i in groups)
         affordable(self.path, name, (rows, *look.shape), look.dtype, self._size)
         stored = self._stored(name, groups)[0]

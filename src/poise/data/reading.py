@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import lru_cache
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,7 +15,7 @@ from tqdm import tqdm
 from poise.data.episodes import Episodes
 from poise.data.flat import in_memory
 from poise.data.formats import load
-from poise.data.source import Contents, Format, Source
+from poise.data.source import Format, Source
 from poise.data.untrusted import DataError
 from poise.plain import concrete
 
@@ -80,12 +81,12 @@ def read(
     """
     with open_dataset(path) as source:
         names, chosen = _chosen(source, features, subset)
-        lengths = source.contents.lengths[list(chosen)]
-        tasks = tuple(source.contents.tasks[i] for i in chosen) if source.contents.tasks else ()
+        contents = source.contents
+        tasks = tuple(contents.tasks[i] for i in chosen) if contents.tasks else ()
         whole = source.whole(names) if subset is None else None
         arrays = _gathered(source, names, chosen, workers) if whole is None else whole
         try:
-            return Episodes(arrays, np.cumsum(lengths), tasks, source.contents.facts.only(names))
+            return Episodes(arrays, np.cumsum(contents.lengths[list(chosen)]), tasks, contents.facts.only(names))
         except ValueError as error:
             raise DataError(source.path, "episodes", str(error)) from error
 
@@ -102,9 +103,8 @@ def _chosen(source: Source, features: Sequence[str] | None, subset: str | None) 
 
 
 def _gathered(source: Source, names: list[str], chosen: Sequence[int], workers: int) -> dict[str, NDArray]:
-    contents = source.contents
-    steps = int(contents.lengths[list(chosen)].sum())
-    looks = {name: contents.features[name] for name in names}
+    steps = int(source.contents.lengths[list(chosen)].sum())
+    looks = {name: source.contents.features[name] for name in names}
     size = sum(steps * int(np.prod(f.shape)) * f.dtype.itemsize for f in looks.values())
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     if size > _SHARE * memory:
@@ -190,8 +190,8 @@ def convert(
     names, _ = _chosen(source, features, None)
     contents = source.contents
     looks = {name: contents.features[name] for name in names}
-    fewer = Contents(looks, contents.lengths, contents.facts.only(looks), contents.tasks, contents.subsets)
-    with format.create(Path(path), fewer) as sink:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with format.create(Path(path), replace(contents, features=looks, facts=contents.facts.only(looks))) as sink:
         rows = by_episode(source, names, workers=workers)
         bar = tqdm(rows, f"writing {Path(path).name}", len(source), unit="episode", disable=None)
         for episode, one in enumerate(bar):
@@ -210,12 +210,23 @@ def write(path: str | Path, episodes: Episodes, format: Format | None = None) ->
         FileExistsError: There is something already.
         ValueError: A suffix that no format claims, or a feature that the format cannot hold.
     """
+    convert(in_memory(episodes), path, format or format_of(path))
+
+
+def format_of(path: str | Path) -> Format:
+    """The format that a path to write to claims by its suffix.
+
+    Raises:
+        ValueError: None does.
+    """
     suffixes = {one.suffix: one for one in known_formats().values() if one.suffix}
     claims = (suffixes[end] for end in reversed(Path(path).suffixes) if end in suffixes)  # `.zarr.zip` is zarr
-    chosen = format or next(claims, None)
+    chosen = next(claims, None)
     if chosen is None:
-        raise ValueError(f"write got {path}, expected a path that ends in one of {sorted(suffixes)}, or a format")
-    convert(in_memory(episodes), path, chosen)
+        raise ValueError(
+            f"got {path}, expected a suffix of {sorted(suffixes)}, or a format of {sorted(known_formats())}"
+        )
+    return chosen
 
 
-__all__ = ["by_episode", "convert", "known_formats", "open_dataset", "read", "recognised", "write"]
+__all__ = ["by_episode", "convert", "format_of", "known_formats", "open_dataset", "read", "recognised", "write"]

@@ -3,8 +3,7 @@
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -57,16 +56,12 @@ class Recorder:
         return Writer(self._path)
 
     def _check_same(self, old: Contents, features: Mapping[str, Feature] | None) -> None:
-        if self._facts not in (None, old.facts):
-            raise ValueError(
-                f"Recorder got {self._facts} for {self._path}, expected {old.facts}, those of its saved episodes: give "
-                "the same or none, or name another path"
-            )
-        if features not in (None, old.features):
-            raise ValueError(
-                f"Recorder got {features} for {self._path}, expected {dict(old.features)}, those of its saved "
-                "episodes: give the same or none, or name another path"
-            )
+        for got, expected in ((self._facts, old.facts), (features, old.features)):
+            if got not in (None, expected):
+                raise ValueError(
+                    f"Recorder got {got} for {self._path}, expected {expected}, those of its saved episodes: give the "
+                    "same or none, or name another path"
+                )
 
     @property
     def episodes(self) -> int:
@@ -91,10 +86,8 @@ class Recorder:
         """
         if self._closed:
             raise ValueError(f"add got a step after the recorder of {self._path} was closed: open it anew")
-        rows = {str(name): _row(value) for name, value in step.items()}
+        rows = {str(name): _row(name, value) for name, value in step.items()}
         if self._writer is None:
-            for name, row in rows.items():
-                _check_finite(name, row)
             self._writer = self._create({name: Feature(row.dtype, row.shape) for name, row in rows.items()})
         looks = self._writer.contents.features
         if rows.keys() != looks.keys():
@@ -106,7 +99,6 @@ class Recorder:
                     f"add got feature {name!r} of {row.dtype} {row.shape}, expected {look.dtype} {look.shape} as in "
                     "all steps before: convert it, or begin another recording"
                 )
-            _check_finite(name, row)
         self._writer.add({name: row[None] for name, row in rows.items()})
 
     def save_episode(self, task: str = "") -> None:
@@ -149,23 +141,18 @@ class Recorder:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
-def _row(value: Any) -> NDArray:
+def _row(name: str, value: ArrayLike) -> NDArray:
     row = np.atleast_1d(np.asarray(value))
-    return row.astype(row.dtype.newbyteorder("="), copy=False)
-
-
-def _check_finite(name: str, row: NDArray) -> None:
     if row.dtype.kind == "f" and not np.isfinite(row).all():
         raise ValueError(
             f"add got NaN or infinity in feature {name!r}, expected finite numbers: check the sensor, and discard the "
             "episode if steps are missing"
         )
+    return row.astype(row.dtype.newbyteorder("="), copy=False)
 
 
 __all__ = ["Recorder"]

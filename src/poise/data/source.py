@@ -4,19 +4,21 @@ Reading, conversion, statistics and the doctor know these two and no format. To 
 `poise.data.formats` with a `Format`, a `Source` and, where it is written too, a `Sink`: the conformance tests find it.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from enum import StrEnum
+from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from poise.data.facts import Facts
+from poise.data.writing import Known, aside, remove, synced
 
 Rows = Mapping[str, NDArray]
 """Feature -> rows `(steps, ...)` of one episode."""
@@ -82,6 +84,16 @@ class Contents:
     tasks: tuple[str, ...] = ()
     subsets: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
+    @cached_property
+    def ends(self) -> NDArray[np.int64]:
+        """`(episodes,)`, cumulative and exclusive."""
+        return np.cumsum(self.lengths)
+
+    def span(self, episode: int) -> tuple[int, int]:
+        """The first row of an episode among all rows, and the row after its last one."""
+        last = int(self.ends[episode])
+        return last - int(self.lengths[episode]), last
+
 
 class Source(ABC):
     """A dataset opened for reading; a context manager.
@@ -122,37 +134,71 @@ class Source(ABC):
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._resources.close()
 
 
 class Sink(ABC):
-    """A dataset that is being written; a context manager that finishes it, or leaves nothing if an error passes."""
+    """A dataset that is being written beside its place; a context manager that puts it there, or leaves nothing.
+
+    Args:
+        path: Its place.
+        contents: What will be in it, of which `lengths` do not count.
+
+    Attributes:
+        path: Its place.
+        aside: Where it is written.
+        contents: What will be in it.
+        tasks: One instruction for each episode so far.
+    """
+
+    def __init__(self, path: Path, contents: Contents) -> None:
+        self.path, self.aside, self.contents = path, aside(path), contents
+        self.tasks: list[str] = []
+
+    def append(self, rows: Rows, task: str = "") -> None:
+        """Write one episode.
+
+        Raises:
+            ValueError: Features of different lengths, or no rows.
+        """
+        steps = {len(rows[name]) for name in self.contents.features}
+        if len(steps) != 1 or 0 in steps:
+            raise ValueError(f"{self.path} got an episode of {sorted(steps)} rows, expected one number of all features")
+        self.write(rows, steps.pop(), task)
+        self.tasks.append(task)
+
+    def known(self) -> Known:
+        """What is known beside the arrays, once all episodes are written."""
+        return Known(self.contents.facts, tuple(self.tasks), self.contents.subsets)
 
     @abstractmethod
-    def append(self, rows: Rows, task: str = "") -> None:
-        """Write one episode."""
+    def write(self, rows: Rows, steps: int, task: str) -> None:
+        """Write one episode of so many rows, which the caller may use for others afterwards."""
 
     @abstractmethod
     def finish(self) -> None:
-        """Complete the dataset and put it in its place."""
+        """Write what can only be known at the end."""
 
     @abstractmethod
-    def abandon(self) -> None:
-        """Remove what was written."""
+    def close(self) -> None:
+        """Let go of the files, at the end or after an error."""
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error is None:
-            self.finish()
-        else:
-            self.abandon()
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        try:
+            with closing(self):
+                if error is None and not self.tasks:
+                    raise ValueError(f"{self.path} got no episode to write, expected at least one")
+                if error is None:
+                    self.finish()
+            if error is None:
+                os.replace(self.aside, self.path)
+                synced(self.path.parent)
+        finally:
+            remove(self.aside)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ extremes of few episodes are averaged away.
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -164,49 +164,45 @@ def _groups(looks: Mapping[str, Feature], steps: int) -> Iterator[dict[str, rang
     group: dict[str, range] = {}
     left = _BUDGET
     for name, look in looks.items():
-        size, first, width = steps * look.dtype.itemsize, 0, math.prod(look.shape)
-        while first < width:
-            count = min(width - first, left // size)
-            if count < 1 and group:
+        size = steps * look.dtype.itemsize
+        for dimension in range(math.prod(look.shape)):
+            if group and size > left:
                 yield group
                 group, left = {}, _BUDGET
-                continue
-            count = max(count, 1)
-            group[name] = range(first, first + count)
-            first, left = first + count, left - count * size
-            if first < width:
-                yield group
-                group, left = {}, _BUDGET
+            first = group[name].start if name in group else dimension
+            group[name], left = range(first, dimension + 1), left - size
     if group:
         yield group
 
 
 _Row = tuple[int, float, float, float, float, list[float]]  # count, minimum, maximum, mean, deviation, quantiles
+_NONE: _Row = 0, math.nan, math.nan, math.nan, math.nan, [math.nan] * len(QUANTILES)
 
 
 def _of_values(values: NDArray) -> _Row:
     whole = np.uint64 if values.dtype == np.uint64 else np.int64
     kept = values[np.isfinite(values)] if values.dtype.kind == "f" else values.astype(whole)
     if not len(kept):
-        return 0, math.nan, math.nan, math.nan, math.nan, [math.nan] * len(QUANTILES)
+        return _NONE
     mean = float(np.mean(kept, dtype=np.float64))
     squares = math.fsum(
         float(np.square(kept[i : i + _CHUNK].astype(np.float64) - mean).sum()) for i in range(0, len(kept), _CHUNK)
     )
     places = _places(len(kept))
     kept.partition(sorted({0, len(kept) - 1, *(j for j, _, _ in places), *(k for _, k, _ in places)}))
-    quantiles = [_between(float(kept[j]), float(kept[k]), part) for j, k, part in places]
-    return len(kept), float(kept[0]), float(kept[-1]), mean, math.sqrt(squares / len(kept)), quantiles
+    return _summary(len(kept), mean, squares / len(kept), lambda rank: float(kept[rank]))
+
+
+def _summary(count: int, mean: float, variance: float, ranked: Callable[[int], float]) -> _Row:
+    """What there is to say, given the value of each rank."""
+    quantiles = [ranked(j) + part * (ranked(k) - ranked(j)) for j, k, part in _places(count)]
+    return count, ranked(0), ranked(count - 1), mean, math.sqrt(variance), quantiles
 
 
 def _places(count: int) -> list[tuple[int, int, float]]:
     """For every quantile the ranks that it lies between, and the part of the way from the one to the other."""
     ranks = [q * (count - 1) for q in QUANTILES.values()]
     return [(math.floor(h), min(math.floor(h) + 1, count - 1), h - math.floor(h)) for h in ranks]
-
-
-def _between(low: float, high: float, part: float) -> float:
-    return low + part * (high - low)
 
 
 def _histograms(source: Source, name: str) -> NDArray[np.int64]:
@@ -224,15 +220,10 @@ def _histograms(source: Source, name: str) -> NDArray[np.int64]:
 def _of_histogram(counts: NDArray[np.int64]) -> _Row:
     total, levels, up_to = int(counts.sum()), np.arange(_LEVELS), np.cumsum(counts)
     if not total:
-        return 0, math.nan, math.nan, math.nan, math.nan, [math.nan] * len(QUANTILES)
+        return _NONE
     mean = float(counts @ levels) / total
     variance = float(counts @ (levels - mean) ** 2) / total
-
-    def ranked(rank: int) -> float:
-        return float(np.searchsorted(up_to, rank, side="right"))
-
-    quantiles = [_between(ranked(j), ranked(k), part) for j, k, part in _places(total)]
-    return total, ranked(0), ranked(total - 1), mean, math.sqrt(variance), quantiles
+    return _summary(total, mean, variance, lambda rank: float(np.searchsorted(up_to, rank, side="right")))
 
 
 def _stacked(rows: Sequence[_Row]) -> Statistics:

@@ -37,15 +37,14 @@ class DataError(ValueError):
 
     def __init__(self, path: str | Path, field: str, problem: str) -> None:
         super().__init__(f"{path}: {field}: {problem}")
-        self.path, self.field = Path(path), field
+        self.path, self.field, self._problem = Path(path), field, problem
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels between processes, as an error of a reader that runs in another one."""
-        message = str(self).removeprefix(f"{self.path}: {self.field}: ")
-        return type(self), (self.path, self.field, message)
+        return type(self), (self.path, self.field, self._problem)
 
 
-def inside(root: Path, relative: str, field: str) -> Path:
+def inside(root: Path, relative: str, field: str | None = None) -> Path:
     """The path of a name that a file gives, if it lies in the folder `root`, links followed.
 
     Raises:
@@ -58,7 +57,7 @@ def inside(root: Path, relative: str, field: str) -> Path:
     except (OSError, RuntimeError):
         within = False
     if not within:
-        raise DataError(root, field, f"got the path {relative!r}, expected one inside of this folder")
+        raise DataError(root, field or relative, f"got the path {relative!r}, expected one inside of this folder")
     return path
 
 

@@ -22,6 +22,7 @@ from poise.data.untrusted import DataError, broken
 _OPTIONS = {"crf": "21", "preset": "medium"}  # constant rate factor: less is better and larger
 _DATASET_OPTIONS = {"g": "2", "crf": "30"}  # those of LeRobot: every second frame can be decoded without another
 _LAYOUTS = {1: "gray", 3: "rgb24"}  # channels -> what FFmpeg calls them
+_ERRORS = (OSError, ValueError, ArithmeticError, MemoryError, RuntimeError, TypeError, AttributeError)
 _PADDED = 128  # rows and columns that a decoder may add to a frame
 _BEFORE, _FACTOR = 10_000, 32  # frames decoded in vain, at most, beside so many for each one that is asked for
 
@@ -137,17 +138,7 @@ def _opened(path: Path, field: str) -> Iterator[tuple[Any, Any]]:
     av = _library("reading films")
     if not path.is_file():
         raise DataError(path, field, "does not exist, expected an MP4 file")
-    errors = (
-        av.FFmpegError,
-        OSError,
-        ValueError,
-        ArithmeticError,
-        MemoryError,
-        RuntimeError,
-        TypeError,
-        AttributeError,
-    )
-    with broken(path, field, *errors), av.open(str(path.absolute()), format="mp4") as container:
+    with broken(path, field, av.FFmpegError, *_ERRORS), av.open(str(path.absolute()), format="mp4") as container:
         if not container.streams.video:
             raise DataError(path, field, "holds no film")
         yield container, container.streams.video[0]

@@ -2,16 +2,15 @@
 
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from poise.data.facts import Facts
-from poise.data.source import Contents
 from poise.data.untrusted import DataError
 
 
-class About(NamedTuple):
+class Known(NamedTuple):
     """What is known of a dataset beside its arrays.
 
     Attributes:
@@ -25,8 +24,8 @@ class About(NamedTuple):
     subsets: Mapping[str, tuple[int, ...]] = {}
 
     @classmethod
-    def of(cls, path: Path, field: str, plain: Any) -> "About":
-        """What `about` wrote.
+    def of(cls, path: Path, field: str, plain: Any) -> "Known":
+        """What `plain` wrote.
 
         Raises:
             DataError: Something else.
@@ -37,23 +36,23 @@ class About(NamedTuple):
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as error:
             raise DataError(path, field, f"is not what poise writes ({error}): write the dataset anew") from error
 
-    def checked(self, path: Path, field: str, episodes: int) -> "About":
+    def checked(self, path: Path, field: str, episodes: int) -> "Known":
         """The same, if it is about so many episodes.
 
         Raises:
             DataError: It is not.
         """
         strays = [name for name, numbers in self.subsets.items() if not all(0 <= i < episodes for i in numbers)]
-        if strays or (self.tasks and len(self.tasks) != episodes):
-            found = f"{len(self.tasks)} tasks and the subsets {strays or sorted(self.subsets)}"
-            raise DataError(path, field, f"has {found} for {episodes} episodes, expected one task and numbers of each")
+        if strays:
+            raise DataError(path, field, f"got numbers in {strays} beyond the {episodes} episodes: restore the file")
+        if self.tasks and len(self.tasks) != episodes:
+            raise DataError(path, field, f"has {len(self.tasks)} tasks for {episodes} episodes, expected one each")
         return self
 
-
-def about(contents: Contents, tasks: Sequence[str]) -> dict[str, Any]:
-    """As JSON data; tasks of which none says anything are left out."""
-    subsets = {name: list(numbers) for name, numbers in contents.subsets.items()}
-    return {"facts": contents.facts.plain(), "tasks": list(tasks) if any(tasks) else [], "subsets": subsets}
+    def plain(self) -> dict[str, Any]:
+        """As JSON data; tasks of which none says anything are left out."""
+        subsets = {name: [*numbers] for name, numbers in self.subsets.items()}
+        return {"facts": self.facts.plain(), "tasks": [*self.tasks] if any(self.tasks) else [], "subsets": subsets}
 
 
 def aside(path: Path) -> Path:
@@ -69,23 +68,26 @@ def remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def synced(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
 def member(format: str, name: str) -> str:
     """A name that can be one component of a path within a dataset.
 
     Raises:
         ValueError: It cannot.
     """
-    if (
-        not name
-        or name.startswith(".")
-        or not name.isprintable()
-        or set(name) & set("/\\:")
-        or len(name.encode()) > 200
-    ):
-        raise ValueError(
-            f"{format} got the name {name[:200]!r}, expected printable characters, none of / \\ :, no dot at the start"
-        )
+    long = len(name.encode()) > 200
+    if not name or long or name.startswith(".") or not name.isprintable() or set(name) & set("/\\:"):
+        expected = "printable characters, none of / \\ :, no dot at the start, at most 200 bytes"
+        raise ValueError(f"{format} got the name {name[:200]!r}, expected {expected}: rename it")
     return name
 
 
-__all__ = ["About", "about", "aside", "member", "remove"]
+__all__ = ["Known", "aside", "member", "remove", "synced"]

@@ -1,6 +1,7 @@
 """The noise schedulers of diffusers, as the checkpoints that were trained with them describe them."""
 
-from collections.abc import Collection, Mapping
+import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +9,20 @@ import torch
 
 from poise.data.untrusted import DataError
 from poise.interop.fields import Fields, described
-from poise.interop.lerobot_config import PREDICTIONS, SCHEDULES, SIGMA_MIN
-from poise.predictions import Prediction
-from poise.sampling import DDIM, DDPM, Grid, Sampler, Trailing
+from poise.policies import PolicySpec
+from poise.predictions import Clean, Epsilon, Prediction
+from poise.sampling import DDIM, DDPM, Sampler, Trailing
 from poise.schedules import Tabulated
 
-_STEPS = 10_000
+MAX_STEPS = 10_000
+PREDICTIONS: Mapping[str, Prediction] = {"epsilon": Epsilon(), "sample": Clean()}
+SCHEDULES = {
+    "squaredcos_cap_v2": lambda steps, start, end: Tabulated.squared_cosine(steps),  # noqa: ARG005
+    "linear": Tabulated.linear,
+    "scaled_linear": Tabulated.scaled_linear,
+}
+_SIGMA_MIN = 1e-9  # their chains end without noise; so little is none in float32
+_FIXED = {"variance_type": "fixed_small", "set_alpha_to_one": True, "steps_offset": 0, "timestep_spacing": "leading"}
 # What diffusers takes for a field that is not set; a value that is an error here would change the plans.
 _DEFAULTS: Mapping[str, Any] = {
     "num_train_timesteps": 1000,
@@ -23,10 +32,7 @@ _DEFAULTS: Mapping[str, Any] = {
     "clip_sample": True,
     "clip_sample_range": 1.0,
     "prediction_type": "epsilon",
-    "variance_type": "fixed_small",
-    "set_alpha_to_one": True,
-    "steps_offset": 0,
-    "timestep_spacing": "leading",
+    **_FIXED,
 }
 
 
@@ -48,61 +54,59 @@ class Chain:
     sampler: Sampler
     evaluations: int
 
-    @property
-    def grid(self) -> Grid:
-        """Of strides of whole levels that end at the first one."""
-        return Trailing(len(self.schedule.betas), first=1)
-
-    @property
-    def begin(self) -> float:
-        """The level of the first step."""
+    def under(self, spec: PolicySpec) -> PolicySpec:
+        """A policy with this noise. Its strides are of whole levels and end at the first: diffusers' "leading"."""
         steps = len(self.schedule.betas)
-        return ((self.evaluations - 1) * (steps // self.evaluations) + 1) / steps
-
-
-def complete(fields: Fields, defaults: Mapping[str, Any], names: Collection[str]) -> Fields:
-    """The fields with defaults for those that are left out.
-
-    Raises:
-        DataError: A field that is not among the known ones and set to anything but null or false.
-    """
-    unknown = {name for name, value in fields.values.items() if value not in (None, False)} - {*defaults, *names}
-    if unknown:
-        expected = f"expected only {sorted({*defaults, *names} - {'_target_'})}"
-        raise DataError(fields.path, fields.where, f"sets {sorted(unknown)[:5]}, {expected}")
-    return Fields(fields.path, fields.where, {**defaults, **fields.values})
+        return dataclasses.replace(
+            spec,
+            schedule=self.schedule,
+            prediction=self.prediction,
+            bound=self.bound,
+            sampler=self.sampler,
+            grid=Trailing(steps, first=1),
+            begin=((self.evaluations - 1) * (steps // self.evaluations) + 1) / steps,
+            evaluations=self.evaluations,
+        )
 
 
 def read_chain(fields: Fields, kind: str, evaluations: int | None) -> Chain:
-    """The scheduler in some fields.
+    """The chain that some fields describe, none of which is left out.
 
     Args:
-        fields: Of the scheduler.
+        fields: Among others those of the scheduler.
         kind: "DDPM" or "DDIM".
         evaluations: Steps of a plan; None means all of the chain.
 
     Raises:
-        DataError: A field out of range or unknown, or a choice that we have no counterpart of.
+        DataError: A field out of range, or a choice that we have no counterpart of.
     """
-    fields = complete(fields, _DEFAULTS, ("_target_",))
-    for name in ("variance_type", "set_alpha_to_one", "steps_offset", "timestep_spacing"):
-        if fields.values[name] != _DEFAULTS[name]:
-            fields.refuse(name, f"{_DEFAULTS[name]!r}, the one that we have a counterpart of")
-    steps = fields.integer("num_train_timesteps", _STEPS)
-    evaluations = steps if evaluations is None else evaluations
-    if not 1 <= evaluations <= steps or (kind == "DDPM" and evaluations != steps):
-        expected = f"{steps}" if kind == "DDPM" else f"1 to {steps}"
-        problem = f"plans in {evaluations} steps under {kind} with num_train_timesteps={steps}, expected {expected}"
-        raise DataError(fields.path, fields.where, f"{problem}: versions of diffusers differ in what else they do")
-    make = fields.choice("beta_schedule", SCHEDULES)
+    steps, make = fields.integer("num_train_timesteps", MAX_STEPS), fields.choice("beta_schedule", SCHEDULES)
     with described(fields.path, fields.where):
         exact = make(steps, fields.number("beta_start"), fields.number("beta_end"))
         # diffusers computes 1 - beta in float32.
         alphas = 1 - torch.tensor(exact.betas, dtype=torch.float64).float()
-        schedule = Tabulated(tuple((1 - alphas.double()).tolist()), SIGMA_MIN)
+        schedule = Tabulated(tuple((1 - alphas.double()).tolist()), _SIGMA_MIN)
     bound = fields.number("clip_sample_range") if fields.flag("clip_sample") else None
     sampler = DDPM() if kind == "DDPM" else DDIM(bound=bound)
-    return Chain(schedule, fields.choice("prediction_type", PREDICTIONS), bound, sampler, evaluations)
+    return Chain(schedule, fields.choice("prediction_type", PREDICTIONS), bound, sampler, evaluations or steps)
 
 
-__all__ = ["Chain", "complete", "read_chain"]
+def read_scheduler(fields: Fields, kind: str, evaluations: int | None) -> Chain:
+    """As `read_chain`, of a scheduler of diffusers with its defaults.
+
+    Raises:
+        DataError: Also an unknown field, or a number of steps that versions of diffusers understand differently.
+    """
+    fields = fields.complete(_DEFAULTS, ("_target_",))
+    for name, value in _FIXED.items():
+        fields.must(name, value, "we have a counterpart of no other")
+    chain = read_chain(fields, kind, evaluations)
+    steps, count = len(chain.schedule.betas), chain.evaluations
+    if count > steps or (kind == "DDPM" and count != steps):
+        expected = f"{steps}" if kind == "DDPM" else f"1 to {steps}"
+        problem = f"plans in {count} steps under {kind} with num_train_timesteps={steps}, expected {expected}"
+        raise DataError(fields.path, fields.where, f"{problem}: versions of diffusers differ in what else they do")
+    return chain
+
+
+__all__ = ["MAX_STEPS", "PREDICTIONS", "SCHEDULES", "Chain", "read_chain", "read_scheduler"]

@@ -1,6 +1,5 @@
 """Checkpoints of diffusion_policy (Chi et al. 2023, arXiv 2303.04137): `torch.save` of a configuration and tensors."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -9,12 +8,12 @@ from torch import Tensor
 from poise.data.untrusted import DataError
 from poise.interop.diffusion_policy_config import IMAGENET, described_by
 from poise.interop.fields import Fields
-from poise.interop.published import Affine, Outline, settle, settle_core
+from poise.interop.published import Affine, Outline, weights
 from poise.interop.quarantine import Unpickled, unpickled
-from poise.nn import Transformer
+from poise.nn import NetworkSpec, Transformer
 from poise.policies import Checkpoint
 
-_STATES, _NORMALISER, _CORES = "state_dicts/", "normalizer.params_dict.", "obs_encoder.obs_nets."
+_NORMALISER = "normalizer.params_dict."
 
 
 def import_diffusion_policy(path: str | Path) -> Checkpoint:
@@ -41,34 +40,18 @@ def from_tree(path: Path, got: Unpickled) -> Checkpoint:
     configuration = Fields.of(path, "checkpoint", got.rest).inner("cfg")
     policy = Fields(path, "cfg", configuration.values).inner("policy")
     outline, imagenet = described_by(policy)
-    tensors = _states(path, got.tensors)
+    tensors = weights(path, got.tensors, "state_dicts", ("ema_model", "model"))
     affine, unused = _normalisers(outline, tensors)
     for name in outline.cameras if imagenet else ():
         affine[name] = _coloured(path, name, affine[name])
-    settle(tensors)
-    _masks(path, outline, tensors)
-    for name in outline.cameras:
-        if f"{_CORES}{name}.pool.nets.weight" in tensors:
-            height, width, _ = outline.spec(affine).encoded[name]
-            settle_core(path, tensors, f"{_CORES}{name}.", (height, width))
-    imported, notes = outline.placed(tensors, affine, "diffusion_policy")
-    return Checkpoint(imported, {**notes, "unused": unused})
+    _masks(path, outline.policy.network, tensors)
+    return outline.placed(tensors, affine, "diffusion_policy", unused)
 
 
-def _states(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The averaged weights, or the last ones."""
-    for kind in ("ema_model", "model"):
-        prefix = f"{_STATES}{kind}/"
-        found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        if found:
-            return found
-    raise DataError(path, "state_dicts", "holds neither ema_model nor model, expected the weights of a policy")
-
-
-def _normalisers(outline: Outline, tensors: dict[str, Tensor]) -> tuple[dict[str, Affine], list[str]]:
+def _normalisers(outline: Outline, tensors: dict[str, Tensor]) -> tuple[dict[str, Affine], set[str]]:
     """The maps of the features that the policy sees and of its action, and the names of the others."""
     taken = {name: tensors.pop(name) for name in [n for n in tensors if n.startswith(_NORMALISER)]}
-    seen = {**{name: shape[-1] for name, shape in outline.observations.items()}, "action": outline.action}
+    seen = {name: shape[-1] for name, shape in outline.policy.observations.items()} | {"action": outline.policy.action}
     affine = {}
     for name, size in seen.items():
         pair = []
@@ -83,8 +66,7 @@ def _normalisers(outline: Outline, tensors: dict[str, Tensor]) -> tuple[dict[str
             raise DataError(outline.path, f"{_NORMALISER}{name}.scale", "got 0, which nothing undoes")
         # They see pixels from 0 to 1.
         affine[name] = Affine(pair[0] / 255 if name in outline.cameras else pair[0], pair[1])
-    others = {name.removeprefix(_NORMALISER).split(".")[0] for name in taken} - set(seen)
-    return affine, sorted(others)
+    return affine, {name.removeprefix(_NORMALISER).split(".")[0] for name in taken} - set(seen)
 
 
 def _coloured(path: Path, name: str, affine: Affine) -> Affine:
@@ -95,9 +77,8 @@ def _coloured(path: Path, name: str, affine: Affine) -> Affine:
     return Affine(affine.scale / deviation, (affine.offset - mean) / deviation)
 
 
-def _masks(path: Path, outline: Outline, tensors: dict[str, Tensor]) -> None:
+def _masks(path: Path, network: NetworkSpec, tensors: dict[str, Tensor]) -> None:
     """Take out the masks of a causal transformer, which are ours too."""
-    network = outline.network
     if not isinstance(network, Transformer) or not network.causal:
         return
     for name, earlier in {"model.mask": 0, "model.memory_mask": 1}.items():  # token 0 of the memory is the noise level

@@ -3,21 +3,18 @@
 Where a field is left out stands the default of their class, as it does there.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, NamedTuple
 
 from poise.data import Crop
 from poise.data.untrusted import MAX_FEATURES, DataError
-from poise.interop.chain import Chain, complete, read_chain
-from poise.interop.fields import Fields, described
-from poise.interop.published import GROUPS, SIZE, Outline, core_name, crop, unet_name
+from poise.interop.chain import MAX_STEPS, Chain, read_scheduler
+from poise.interop.fields import MAX_SIZE, Fields, described
+from poise.interop.published import DEPTHS, GROUPS, Outline, core_name, crop, unet, unet_name
 from poise.nn import (
     CNN,
     AveragePool,
     CrossAttention,
-    EncoderSpec,
-    FiLM,
     FrozenBatchNorm,
     GroupNorm,
     Joint,
@@ -29,6 +26,7 @@ from poise.nn import (
     UNet1D,
     Vector,
 )
+from poise.policies import PolicySpec
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation
 _KEYPOINTS, _WIDTH, _POOLED = 32, 64, 512
@@ -53,27 +51,19 @@ _POLICIES: Mapping[str, Mapping[str, Any]] = {
 }  # fmt: skip
 _EYES = {"shape_meta": None, "rgb_model": None, "resize_shape": None, "crop_shape": None, "random_crop": True,
          "use_group_norm": False, "share_rgb_model": False, "imagenet_norm": False}  # fmt: skip
-_DEPTHS = {"resnet18": 18, "resnet34": 34}
 
 
-@dataclass(frozen=True)
-class _Seen:
-    """What a policy sees, and how it is encoded."""
+class _Seen(NamedTuple):
+    """What a policy sees, and how it is encoded; `eyes` and `eye_name` as of an `Outline`."""
 
     shapes: Mapping[str, tuple[int, ...]]
     action: int
     widths: Mapping[str, int]
-    encoder: EncoderSpec = Vector()
+    eye: CNN | None = None
     augmentations: tuple[Crop, ...] = ()
-    prefix: str = "obs_encoder.obs_nets."
-    shared: bool = False
-    pooled: bool = False
+    eyes: Mapping[str, str] = {}
+    eye_name: Callable[[str], str] = core_name
     imagenet: bool = False
-
-    def eye_name(self, camera: str, name: str) -> str:
-        """Their name of a tensor of a camera's encoder."""
-        inner = name.removeprefix("trunk.module.") if self.pooled else core_name(name)
-        return f"{self.prefix}{'rgb' if self.shared else camera}.{inner}"
 
 
 def described_by(fields: Fields) -> tuple[Outline, bool]:
@@ -84,34 +74,35 @@ def described_by(fields: Fields) -> tuple[Outline, bool]:
     """
     kind = _class_of(fields, _POLICIES)
     low, transformer = "Lowdim" in kind, "Transformer" in kind
-    fields = complete(fields, _POLICIES[kind], _LOW if low else _MANY)
+    fields = fields.complete(_POLICIES[kind], _LOW if low else _MANY)
     inner = fields.inner("model") if low else fields
     chain = _chain(fields)
     seen = _low(fields) if low else _images(fields) if "Hybrid" not in kind else _hybrid(fields)
     if low:
-        names = ("_target_", "input_dim", *(("output_dim", "horizon", "n_obs_steps", "cond_dim") if transformer else
-                                            ("global_cond_dim",)))  # fmt: skip
-        inner = complete(inner, _DECODER if transformer else _BARE, names)
+        names = ("output_dim", "horizon", "n_obs_steps", "cond_dim") if transformer else ("global_cond_dim",)
+        inner = inner.complete(_DECODER if transformer else _BARE, ("_target_", "input_dim", *names))
     history, horizon = fields.integer("n_obs_steps", 1000), fields.integer("horizon", 10_000)
     execute = fields.integer("n_action_steps", 10_000)
     # Only of this policy the plan may begin one step later, with the action after the newest observation.
     lead = history - (fields.flag("oa_step_convention") if "oa_step_convention" in _POLICIES[kind] else 1)
-    if transformer:
-        network = _transformer(fields, inner, chain)
-    else:
-        network = _unet(fields, inner, chain)
-        if fields.flag("pred_action_steps_only"):  # a network of the executed steps alone
-            horizon, lead = execute, 0
+    network = _transformer(fields, inner, chain) if transformer else _unet(fields, inner, chain)
+    if fields.flag("pred_action_steps_only"):  # a network of the executed steps alone
+        horizon, lead = execute, 0
+    with described(fields.path, "configuration"):
+        spec = PolicySpec(
+            observations=seen.shapes, action=seen.action, history=history, horizon=horizon, lead=lead,
+            execute=min(execute, horizon - lead), encoder=Joint(seen.eye) if seen.eye else Vector(), network=network,
+            augmentations=seen.augmentations,
+        )  # fmt: skip
+        spec = chain.under(spec)
+    rename = str if transformer else unet_name
     outline = Outline(
-        path=fields.path, observations=seen.shapes, widths=seen.widths, action=seen.action, history=history,
-        horizon=horizon, lead=lead, execute=execute, encoder=seen.encoder, network=network, chain=chain,
-        network_name=(lambda name: f"model.{name if transformer else unet_name(name)}"),
-        augmentations=seen.augmentations, eye_name=seen.eye_name,
+        fields.path, spec, seen.widths, lambda name: f"model.{rename(name)}", seen.eyes, seen.eye_name
     )  # fmt: skip
     return outline, seen.imagenet
 
 
-def _class_of(fields: Fields, known: Mapping[str, Any]) -> str:
+def _class_of(fields: Fields, known: Collection[str]) -> str:
     """The class that a field names, which is never imported."""
     name = fields.text("_target_").rpartition(".")[2]
     return name if name in known else fields.refuse("_target_", f"one of {sorted(known)}")
@@ -119,117 +110,91 @@ def _class_of(fields: Fields, known: Mapping[str, Any]) -> str:
 
 def _chain(fields: Fields) -> Chain:
     scheduler = fields.inner("noise_scheduler")
-    kind = _class_of(scheduler, {"DDPMScheduler": None, "DDIMScheduler": None})
+    kind = _class_of(scheduler, ("DDPMScheduler", "DDIMScheduler"))
     count = fields.values.get("num_inference_steps")
-    evaluations = None if count is None else fields.integer("num_inference_steps", 10_000)
-    return read_chain(scheduler, kind[:4], evaluations)
+    evaluations = None if count is None else fields.integer("num_inference_steps", MAX_STEPS)
+    return read_scheduler(scheduler, kind[:4], evaluations)
 
 
 def _unet(fields: Fields, inner: Fields, chain: Chain) -> UNet1D:
-    if not fields.flag("obs_as_global_cond"):
-        fields.refuse("obs_as_global_cond", "true: we have no local condition, and no inpainting of observations")
-    if inner.values.get("local_cond_dim") is not None:
-        inner.refuse("local_cond_dim", "null, for we have no local condition")
-    return _network(inner, chain)
-
-
-def _network(fields: Fields, chain: Chain) -> UNet1D:
-    if fields.integer("n_groups", SIZE) != GROUPS:
-        fields.refuse("n_groups", f"{GROUPS}: whatever is set, the last block of their network has {GROUPS} groups")
-    with described(fields.path, fields.where):
-        return UNet1D(
-            channels=fields.integers("down_dims", SIZE, 8),
-            kernel=fields.integer("kernel_size", 1000),
-            groups=GROUPS,
-            embedding=fields.integer("diffusion_step_embed_dim", SIZE),
-            conditioning=FiLM(fields.flag("cond_predict_scale")),
-            level=Steps(chain.schedule),
-        )
+    fields.must("obs_as_global_cond", True, "we have no local condition, and no inpainting of observations")
+    inner.must("local_cond_dim", None, "we have no local condition")
+    with described(inner.path, inner.where):
+        return unet(inner, chain, inner.flag("cond_predict_scale"))
 
 
 def _transformer(fields: Fields, inner: Fields, chain: Chain) -> NetworkSpec:
-    for where, name, wanted, why in (
-        (fields, "obs_as_cond", True, "we have no inpainting of observations"),
-        (fields, "pred_action_steps_only", False, "its plan would be shorter than its positions"),
-        (inner, "time_as_cond", True, "our noise level is a token that the plan attends to"),
-    ):
-        if where.flag(name) is not wanted:
-            where.refuse(name, f"{str(wanted).lower()}: {why}")
-    if inner.values["n_cond_layers"] != 0:
-        inner.refuse("n_cond_layers", "0: our observation tokens go through an MLP, not through a transformer")
-    causal, heads = inner.flag("causal_attn"), inner.integer("n_head", SIZE)
-    dropout = inner.number("p_drop_attn") if inner.values["p_drop_attn"] else 0.0
+    fields.must("obs_as_cond", True, "we have no inpainting of observations")
+    fields.must("pred_action_steps_only", False, "its plan would be shorter than its positions")
+    inner.must("time_as_cond", True, "our noise level is a token that the plan attends to")
+    inner.must("n_cond_layers", 0, "our observation tokens go through an MLP, not through a transformer")
+    causal, heads = inner.flag("causal_attn"), inner.integer("n_head", MAX_SIZE)
     with described(fields.path, fields.where):
         return Transformer(
-            width=inner.integer("n_emb", SIZE),
+            width=inner.integer("n_emb", MAX_SIZE),
             depth=inner.integer("n_layer", 1000),
             heads=heads,
             causal=causal,
             aligned=causal,
-            dropout=dropout,
+            dropout=inner.number("p_drop_attn") if inner.values["p_drop_attn"] else 0.0,
             conditioning=CrossAttention(heads),
             level=Steps(chain.schedule),
         )
 
 
 def _low(fields: Fields) -> _Seen:
-    size = fields.integer("obs_dim", SIZE)
-    return _Seen({"obs": (size,)}, fields.integer("action_dim", SIZE), {"obs": size})
+    size = fields.integer("obs_dim", MAX_SIZE)
+    return _Seen({"obs": (size,)}, fields.integer("action_dim", MAX_SIZE), {"obs": size})
 
 
 def _hybrid(fields: Fields) -> _Seen:
     """Images by robomimic's encoder; the features stand in the order of the configuration."""
-    shapes, action = _meta(fields)
-    images = {name: shape for name, shape in shapes.items() if len(shape) == 3}
-    cropped = crop(fields, images.values(), rounded=True)
-    if cropped and not fields.flag("eval_fixed_crop"):
-        fields.refuse("eval_fixed_crop", "true: without it each plan sees another crop, drawn at random")
+    shapes, action, images = _meta(fields)
+    cropped = crop(fields, [shapes[name] for name in images])
+    if cropped:
+        fields.must("eval_fixed_crop", True, "without it each plan sees another crop, drawn at random")
     norm = GroupNorm() if fields.flag("obs_encoder_group_norm") else FrozenBatchNorm()
-    eye = CNN(ResNet(18, norm), SpatialSoftmax(_KEYPOINTS), _WIDTH, shared=False, relu=True)
+    eye = CNN(ResNet(18, norm), SpatialSoftmax(_KEYPOINTS), _WIDTH, shared=False, relu=True) if images else None
     widths = {name: _WIDTH if name in images else shape[0] for name, shape in shapes.items()}
-    return _Seen(shapes, action, widths, Joint(eye) if images else Vector(), cropped)
+    return _Seen(shapes, action, widths, eye, cropped, {name: f"obs_encoder.obs_nets.{name}." for name in images})
 
 
 def _images(fields: Fields) -> _Seen:
     """Images by MultiImageObsEncoder; the features stand in the order of their names, images first."""
-    shapes, action = _meta(fields)
+    shapes, action, images = _meta(fields)
     inner = fields.inner("obs_encoder")
-    _class_of(inner, {"MultiImageObsEncoder": None})
-    inner = complete(inner, _EYES, ("_target_",))
+    _class_of(inner, ("MultiImageObsEncoder",))
+    inner = inner.complete(_EYES, ("_target_",))
     model = inner.inner("rgb_model")
-    _class_of(model, {"get_resnet": None})
+    _class_of(model, ("get_resnet",))
     if str(model.values.get("weights")).lower() == "r3m":
         model.refuse("weights", "null or weights of torchvision")
-    if inner.values["resize_shape"] is not None:
-        inner.refuse("resize_shape", "null, for we do not resize images: resize them in the data")
-    images = {name: shape for name, shape in sorted(shapes.items()) if len(shape) == 3}
+    inner.must("resize_shape", None, "we do not resize images, resize them in the data")
     # Theirs forgets a crop that is not random, and the group norm of a model that is shared.
-    cropped = crop(inner, images.values(), rounded=True) if inner.flag("random_crop") else ()
+    cropped = crop(inner, [shapes[name] for name in images]) if inner.flag("random_crop") else ()
     shared = inner.flag("share_rgb_model")
     norm = GroupNorm() if inner.flag("use_group_norm") and not shared else FrozenBatchNorm()
-    eye = CNN(ResNet(model.choice("name", _DEPTHS), norm), AveragePool(), None, shared=shared)
-    numbers = {name: shape[0] for name, shape in sorted(shapes.items()) if name not in images}
+    eye = CNN(ResNet(model.choice("name", DEPTHS), norm), AveragePool(), None, shared=shared) if images else None
+    widths = dict.fromkeys(images, _POOLED) | {n: shape[0] for n, shape in sorted(shapes.items()) if n not in images}
+    eyes = {name: f"obs_encoder.key_model_map.{'rgb' if shared else name}." for name in images}
+    trunk = "trunk.module."
     return _Seen(
-        shapes, action, dict.fromkeys(images, _POOLED) | numbers, Joint(eye) if images else Vector(), cropped,
-        "obs_encoder.key_model_map.", shared, pooled=True, imagenet=inner.flag("imagenet_norm"),
-    )  # fmt: skip
+        shapes, action, widths, eye, cropped, eyes, lambda name: name.removeprefix(trunk), inner.flag("imagenet_norm")
+    )
 
 
-def _meta(fields: Fields) -> tuple[dict[str, tuple[int, ...]], int]:
-    """The shapes in `shape_meta`, images with the channels last, and the size of the action."""
+def _meta(fields: Fields) -> tuple[dict[str, tuple[int, ...]], int, list[str]]:
+    """The shapes in `shape_meta`, the size of the action, and the names of the images in order."""
     meta, found = fields.inner("shape_meta"), {}
     observed = meta.inner("obs")
     if not 1 <= len(observed.values) <= MAX_FEATURES:
-        raise DataError(fields.path, observed.where, f"names {len(observed.values)} features, expected 1 or more")
+        problem = f"names {len(observed.values)} features, expected 1 to {MAX_FEATURES}"
+        raise DataError(fields.path, observed.where, problem)
     for name in observed.values:
         one = Fields(fields.path, f"{observed.where}: {name}", {"type": "low_dim", **observed.inner(name).values})
-        count = one.choice("type", {"low_dim": 1, "rgb": 3})
-        shape = one.integers("shape", 100_000, count)
-        if len(shape) != count:
-            one.refuse("shape", f"{count} sizes")
-        found[name] = (*shape[1:], shape[0])
-    action = meta.inner("action").integers("shape", SIZE, 1)
-    return found, action[0]
+        found[name] = one.shape("shape", one.word("type", ("low_dim", "rgb")) == "rgb")
+    images = sorted(name for name, shape in found.items() if len(shape) == 3)
+    return found, meta.inner("action").integers("shape", MAX_SIZE, 1)[0], images
 
 
 __all__ = ["IMAGENET", "described_by"]

@@ -1,7 +1,8 @@
 """Fields of an untrusted JSON object, by kind and range: a number in it decides what is built."""
 
-import math
-from collections.abc import Iterator, Mapping
+import json
+import sys
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,11 +11,12 @@ from typing import Any, NoReturn, TypeVar
 from poise.data.untrusted import DataError
 
 T = TypeVar("T")
+MAX_SIZE = 65_536  # of a layer
 
 
 @dataclass(frozen=True)
 class Fields:
-    """The fields of a JSON object.
+    """The fields of a JSON object; what asks for one raises a `DataError` that names it.
 
     Attributes:
         path: The file.
@@ -28,23 +30,32 @@ class Fields:
 
     @classmethod
     def of(cls, path: Path, where: str, value: Any) -> "Fields":
-        """The fields of a value that must be an object.
-
-        Raises:
-            DataError: It is none.
-        """
+        """The fields of a value that must be an object."""
         if not isinstance(value, dict):
             raise DataError(path, where, f"got {_short(value)}, expected a JSON object")
         return cls(path, where, value)
 
     def refuse(self, name: str, expected: str) -> NoReturn:
-        """Raise the error of a field.
-
-        Raises:
-            DataError: Always.
-        """
+        """Raise the error of a field."""
         got = f"got {_short(self.values[name])}" if name in self.values else "is missing"
         raise DataError(self.path, f"{self.where}: {name}", f"{got}, expected {expected}")
+
+    def must(self, name: str, value: bool | int | str | None, why: str) -> None:
+        """Raise unless a field has the only value that we have a counterpart of; null may be left out."""
+        got = self.values.get(name)
+        if type(got) is not type(value) or got != value:
+            self.refuse(name, f"{repr(value) if isinstance(value, str) else json.dumps(value)}: {why}")
+
+    def complete(self, defaults: Mapping[str, Any], names: Collection[str] = ()) -> "Fields":
+        """The fields with defaults for those that are left out; no others than these and some names may be set."""
+        known = {*defaults, *names}
+        unknown = sorted(
+            name for name, value in self.values.items() if value not in (None, False) and name not in known
+        )
+        if unknown:
+            expected = f"expected only {sorted(known - {'_target_'})}"
+            raise DataError(self.path, self.where, f"sets {unknown[:5]}, {expected}")
+        return Fields(self.path, self.where, {**defaults, **self.values})
 
     def inner(self, name: str) -> "Fields":
         """The object in a field."""
@@ -62,17 +73,17 @@ class Fields:
         value = self.values.get(name)
         return value if isinstance(value, bool) else self.refuse(name, "true or false")
 
-    def integer(self, name: str, most: int, least: int = 1) -> int:
-        """An integer in a range."""
+    def integer(self, name: str, most: int) -> int:
+        """An integer from 1 to `most`."""
         value = self.values.get(name)
-        if type(value) is not int or not least <= value <= most:
-            self.refuse(name, f"an integer from {least} to {most}")
+        if type(value) is not int or not 1 <= value <= most:
+            self.refuse(name, f"an integer from 1 to {most}")
         return value
 
     def number(self, name: str) -> float:
         """A finite number above 0."""
         value = self.values.get(name)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value <= sys.float_info.max:
             self.refuse(name, "a finite number above 0")
         return float(value)
 
@@ -85,12 +96,29 @@ class Fields:
             self.refuse(name, f"integers from 1 to {most}")
         return tuple(value)
 
+    def names(self, name: str) -> list[str]:
+        """A list of strings."""
+        value = self.values.get(name)
+        if not isinstance(value, list) or not all(isinstance(word, str) for word in value):
+            self.refuse(name, "a list of names")
+        return value
+
+    def shape(self, name: str, image: bool) -> tuple[int, ...]:
+        """The shape of a vector, or of an image with the channels last, which a file gives with the channels first."""
+        count = 3 if image else 1
+        sizes = self.integers(name, 100_000, count)
+        if len(sizes) != count:
+            self.refuse(name, f"{count} sizes")
+        return (*sizes[1:], sizes[0])
+
+    def word(self, name: str, known: Collection[str]) -> str:
+        """One of the known words."""
+        word = self.values.get(name)
+        return word if isinstance(word, str) and word in known else self.refuse(name, f"one of {sorted(known)}")
+
     def choice(self, name: str, options: Mapping[str, T]) -> T:
         """What one of the known words stands for."""
-        word = self.values.get(name)
-        if not isinstance(word, str) or word not in options:
-            self.refuse(name, f"one of {sorted(options)}")
-        return options[word]
+        return options[self.word(name, options)]
 
 
 @contextmanager
@@ -113,4 +141,4 @@ def _short(value: Any) -> str:
     return text if len(text) < 80 else f"{text[:77]}..."
 
 
-__all__ = ["Fields", "described"]
+__all__ = ["MAX_SIZE", "Fields", "described"]

@@ -6,30 +6,17 @@ No default of LeRobot stands in for a missing field, for they changed between it
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-
-from poise.data import Crop, Scaling
-from poise.data.untrusted import MAX_FEATURES, DataError, inside, read_json
+from poise.data.untrusted import MAX_FEATURES, DataError, inside
+from poise.interop.chain import MAX_STEPS, read_chain
 from poise.interop.fields import Fields, described
-from poise.nn import CNN, FiLM, FrozenBatchNorm, GroupNorm, Joint, ResNet, SpatialSoftmax, Steps, UNet1D, Vector
+from poise.interop.published import DEPTHS, Outline, core_name, crop, unet
+from poise.nn import CNN, FrozenBatchNorm, GroupNorm, Joint, ResNet, SpatialSoftmax, Vector
 from poise.policies import PolicySpec
-from poise.predictions import Clean, Epsilon, Prediction
-from poise.sampling import DDIM, DDPM, Trailing
-from poise.schedules import Tabulated
 
 STATE, ENVIRONMENT, ACTION = "observation.state", "observation.environment_state", "action"
 KINDS = {"STATE", "ENV", "VISUAL", "ACTION"}
-SIGMA_MIN = 1e-9  # their chains end without noise; so little is none in float32
-PREDICTIONS: Mapping[str, Prediction] = {"epsilon": Epsilon(), "sample": Clean()}
-SCHEDULES = {
-    "squaredcos_cap_v2": lambda steps, start, end: Tabulated.squared_cosine(steps),  # noqa: ARG005
-    "linear": Tabulated.linear,
-    "scaled_linear": Tabulated.scaled_linear,
-}
-_GROUPS = 8
-_DEPTHS = {"resnet18": 18, "resnet34": 34}
 _READ = {
     *("type", "input_features", "output_features", "normalization_mapping", "n_obs_steps", "horizon"),
     *("n_action_steps", "vision_backbone", "resize_shape", "crop_shape", "use_group_norm", "down_dims", "kernel_size"),
@@ -45,14 +32,8 @@ _TRAINING = {  # and running, none of which changes a plan; the ratio of a crop 
 }
 
 
-@dataclass(frozen=True)
-class Feature:
-    """An input or output of a LeRobot policy.
-
-    Attributes:
-        kind: "STATE", "ENV", "VISUAL" or "ACTION".
-        shape: As LeRobot has it: of an image (channels, height, width).
-    """
+class Feature(NamedTuple):
+    """An input or output of a LeRobot policy: its type in upper case, and its shape, of an image (H, W, channels)."""
 
     kind: str
     shape: tuple[int, ...]
@@ -71,76 +52,63 @@ class Config:
 
     fields: Fields
     inputs: Mapping[str, Feature]
-    unused: tuple[str, ...]
+    unused: set[str]
     action: Feature
 
-    @property
-    def cameras(self) -> tuple[str, ...]:
-        """The images, in the order of the file."""
-        return tuple(name for name, feature in self.inputs.items() if feature.kind == "VISUAL")
+    def outline(self, path: Path) -> Outline:
+        """The policy in our words.
 
-    @property
-    def separate(self) -> bool:
-        """Whether every camera has an encoder of its own."""
-        return bool(self.cameras) and self.fields.flag("use_separate_rgb_encoder_per_camera")
-
-    @property
-    def widths(self) -> dict[str, int]:
-        """Name -> width among the inputs of the modulation, in the order of the network."""
-        low = {name: feature.shape[0] for name, feature in self.inputs.items() if feature.kind != "VISUAL"}
-        keypoints = self.fields.integer("spatial_softmax_num_keypoints", 4096) if self.cameras else 0
-        images = dict.fromkeys(self.cameras, 2 * keypoints)
-        return {STATE: low.pop(STATE)} | images | low
-
-    def spec(self, scalings: Mapping[str, Scaling]) -> PolicySpec:
-        """The policy in our words, with what normalises its features, the action among them.
+        Args:
+            path: The file of its tensors.
 
         Raises:
             DataError: A field that is missing or out of range, or a part that we have no counterpart of.
         """
-        fields = self.fields
-        shapes = {
-            name: (*feature.shape[1:], feature.shape[0]) if feature.kind == "VISUAL" else feature.shape
-            for name, feature in self.inputs.items()
-        }
-        schedule, history = _schedule(fields), fields.integer("n_obs_steps", 1000)
-        steps = len(schedule.betas)
-        given = fields.values.get("num_inference_steps")
-        evaluations = steps if given is None else fields.integer("num_inference_steps", steps)
-        bound = fields.number("clip_sample_range") if fields.flag("clip_sample") else None
-        samplers = {"DDPM": DDPM(), "DDIM": DDIM(bound=bound)}
+        fields, history = self.fields, self.fields.integer("n_obs_steps", 1000)
+        shapes = {name: feature.shape for name, feature in self.inputs.items()}
+        cameras = [name for name, shape in shapes.items() if len(shape) == 3]
+        evaluations = fields.values.get("num_inference_steps")
+        if evaluations is not None:
+            evaluations = fields.integer("num_inference_steps", fields.integer("num_train_timesteps", MAX_STEPS))
+        chain = read_chain(fields, fields.word("noise_scheduler_type", ("DDPM", "DDIM")), evaluations)
+        order = [STATE, *cameras, *({ENVIRONMENT} & {*shapes})]
+        keypoints = fields.integer("spatial_softmax_num_keypoints", 4096) if cameras else 0
+        separate = bool(cameras) and fields.flag("use_separate_rgb_encoder_per_camera")
         with described(fields.path, fields.where):
-            return PolicySpec(
+            spec = PolicySpec(
                 observations=shapes,
                 action=self.action.shape[0],
                 history=history,
                 horizon=fields.integer("horizon", 10_000),
                 lead=history - 1,
                 execute=fields.integer("n_action_steps", 10_000),
-                encoder=_encoder(fields) if self.cameras else Vector(),
-                network=_network(fields, schedule),
-                schedule=schedule,
-                prediction=fields.choice("prediction_type", PREDICTIONS),
-                augmentations=_crop(fields, self.inputs[self.cameras[0]].shape) if self.cameras else (),
-                scalings={name: scalings[name] for name in self.inputs},
-                action_scaling=scalings[ACTION],
-                bound=bound,
-                sampler=fields.choice("noise_scheduler_type", samplers),
-                # diffusers' "leading" spacing: strides of whole levels that end at the first one
-                grid=Trailing(steps, first=1),
-                begin=((evaluations - 1) * (steps // evaluations) + 1) / steps,
-                evaluations=evaluations,
+                encoder=_encoder(fields, keypoints, separate) if cameras else Vector(),
+                network=unet(fields, chain, fields.flag("use_film_scale_modulation")),
+                augmentations=crop(fields, [shapes[name] for name in cameras]) if cameras else (),
             )
+            spec = chain.under(spec)
+        return Outline(
+            path=path,
+            policy=spec,
+            widths={name: 2 * keypoints if name in cameras else shapes[name][0] for name in order},
+            network_name=lambda name: f"diffusion.unet.{name}",
+            eyes={name: f"diffusion.rgb_encoder.{f'{i}.' if separate else ''}" for i, name in enumerate(cameras)},
+            eye_name=lambda name: core_name(name).replace("backbone.nets.", "backbone.").replace("nets.3.", "out."),
+        )
 
 
-def read_config(root: Path) -> Config:
-    """Read and check `config.json`.
+def file_of(root: Path, name: str, field: str) -> Path:
+    """A file of a policy's folder; in the hub's cache, whose files are links, one of the blobs of the same model.
 
     Raises:
-        DataError: No such file, and as `config_of`.
+        DataError: It lies elsewhere.
     """
-    path = inside(root, "config.json", "config.json")
-    return config_of(path, read_json(path))
+    here = root.resolve()
+    if here.parent.name == "snapshots":
+        path = inside(here.parents[1], f"snapshots/{here.name}/{name}", field)
+        if path.resolve().parent == here.parents[1] / "blobs":
+            return path
+    return inside(root, name, field)
 
 
 def config_of(path: Path, plain: Any) -> Config:
@@ -150,7 +118,7 @@ def config_of(path: Path, plain: Any) -> Config:
         DataError: Another policy, an unknown field that is set, or features that no network takes.
     """
     fields = Fields.of(path, "config.json", plain)
-    fields.choice("type", {"diffusion": True})
+    fields.word("type", ("diffusion",))
     unknown = {name for name, value in fields.values.items() if value not in (None, False)} - _READ - _TRAINING
     if unknown:
         raise DataError(
@@ -161,14 +129,14 @@ def config_of(path: Path, plain: Any) -> Config:
         fields.refuse("output_features", "'action' of type ACTION alone")
     if STATE not in inputs or inputs[STATE].kind != "STATE":
         fields.refuse("input_features", f"{STATE!r} of type STATE among them")
-    environments = [name for name, feature in inputs.items() if feature.kind == "ENV"]
-    if environments not in ([], [ENVIRONMENT]):
+    images, environments = ({n: f for n, f in inputs.items() if f.kind == kind} for kind in ("VISUAL", "ENV"))
+    if set(environments) - {ENVIRONMENT}:
         fields.refuse("input_features", f"no other of type ENV than {ENVIRONMENT!r}")
-    seen = {name: f for name, f in inputs.items() if f.kind in ("VISUAL", "ENV") or name == STATE}
-    images = {feature.shape for feature in seen.values() if feature.kind == "VISUAL"}
-    if len(seen) < 2 or len(images) > 1 or any(shape[0] != 3 for shape in images):
+    shapes = {feature.shape for feature in images.values()}
+    if not (images or environments) or len(shapes) > 1 or any(shape[2] != 3 for shape in shapes):
         fields.refuse("input_features", "an environment state or images, all of one shape (3, height, width)")
-    return Config(fields, seen, tuple(sorted(set(inputs) - set(seen))), outputs[ACTION])
+    seen = {name: feature for name, feature in inputs.items() if name in {STATE, *images, *environments}}
+    return Config(fields, seen, set(inputs) - set(seen), outputs[ACTION])
 
 
 def features(fields: Fields) -> dict[str, Feature]:
@@ -179,77 +147,15 @@ def features(fields: Fields) -> dict[str, Feature]:
     """
     if len(fields.values) > MAX_FEATURES:
         raise DataError(fields.path, fields.where, f"names {len(fields.values)}, expected at most {MAX_FEATURES}")
-    found = {}
-    for name in fields.values:
-        inner = fields.inner(name)
-        kind = inner.choice("type", {kind: kind for kind in KINDS})
-        count = 3 if kind == "VISUAL" else 1
-        shape = inner.integers("shape", 100_000, count)
-        if len(shape) != count:
-            inner.refuse("shape", f"{count} sizes")
-        found[name] = Feature(kind, shape)
-    return found
+    kinds = {name: fields.inner(name).word("type", KINDS) for name in fields.values}
+    return {name: Feature(kind, fields.inner(name).shape("shape", kind == "VISUAL")) for name, kind in kinds.items()}
 
 
-def _schedule(fields: Fields) -> Tabulated:
-    """The chain with the rounding of diffusers, which computes 1 - beta in float32."""
-    make, steps = fields.choice("beta_schedule", SCHEDULES), fields.integer("num_train_timesteps", 10_000)
-    with described(fields.path, fields.where):
-        exact = make(steps, fields.number("beta_start"), fields.number("beta_end"))
-        alphas = 1 - torch.tensor(exact.betas, dtype=torch.float64).float()
-        return Tabulated(tuple((1 - alphas.double()).tolist()), SIGMA_MIN)
-
-
-def _network(fields: Fields, schedule: Tabulated) -> UNet1D:
-    if fields.integer("n_groups", 65_536) != _GROUPS:
-        fields.refuse("n_groups", f"{_GROUPS}: whatever is set, the last block of their network has {_GROUPS} groups")
-    return UNet1D(
-        channels=fields.integers("down_dims", 65_536, 8),
-        kernel=fields.integer("kernel_size", 1000),
-        groups=_GROUPS,
-        embedding=fields.integer("diffusion_step_embed_dim", 65_536),
-        conditioning=FiLM(fields.flag("use_film_scale_modulation")),
-        level=Steps(schedule),
-    )
-
-
-def _encoder(fields: Fields) -> Joint:
-    keypoints = fields.integer("spatial_softmax_num_keypoints", 4096)
+def _encoder(fields: Fields, keypoints: int, separate: bool) -> Joint:
+    fields.must("resize_shape", None, "we do not resize images, resize them in the data")
     norm = GroupNorm() if fields.flag("use_group_norm") else FrozenBatchNorm()
-    return Joint(
-        CNN(
-            backbone=ResNet(fields.choice("vision_backbone", _DEPTHS), norm),
-            pooling=SpatialSoftmax(keypoints),
-            width=2 * keypoints,
-            shared=not fields.flag("use_separate_rgb_encoder_per_camera"),
-            relu=True,
-        )
-    )
+    backbone = ResNet(fields.choice("vision_backbone", DEPTHS), norm)
+    return Joint(CNN(backbone, SpatialSoftmax(keypoints), 2 * keypoints, shared=not separate, relu=True))
 
 
-def _crop(fields: Fields, image: tuple[int, ...]) -> tuple[Crop, ...]:
-    if fields.values.get("resize_shape") is not None:
-        fields.refuse("resize_shape", "null, for we do not resize images: resize them in the data")
-    if fields.values.get("crop_shape") is None:
-        return ()
-    height, width = (*fields.integers("crop_shape", 100_000, 2), 0)[:2]
-    # A margin that is odd they halve to the even side, we to the smaller.
-    if any((whole - part) % 4 == 3 for whole, part in zip(image[1:], (height, width), strict=True)):
-        fields.refuse("crop_shape", "margins that halve alike: an odd one of 3, 7, 11, ... pixels does not")
-    return (Crop(height=height, width=width),)
-
-
-__all__ = [
-    "ACTION",
-    "ENVIRONMENT",
-    "KINDS",
-    "PREDICTIONS",
-    "SCHEDULES",
-    "SIGMA_MIN",
-    "STATE",
-    "Config",
-    "Feature",
-    "config_of",
-    "features",
-    "read_config",
-]
+__all__ = ["ACTION", "ENVIRONMENT", "KINDS", "STATE", "Config", "Feature", "config_of", "features", "file_of"]

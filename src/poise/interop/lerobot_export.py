@@ -16,9 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from poise.data import Limits, Unscaled
-from poise.interop.lerobot import WEIGHTS, config_columns, map_size, positions, their_name
-from poise.interop.lerobot_config import ACTION, ENVIRONMENT, PREDICTIONS, SCHEDULES, STATE, Config, config_of
+from poise.interop.chain import PREDICTIONS, SCHEDULES
+from poise.interop.lerobot import WEIGHTS
+from poise.interop.lerobot_config import ACTION, ENVIRONMENT, STATE, config_of
 from poise.interop.lerobot_statistics import EPSILON, POSTPROCESSOR, PREPROCESSOR
+from poise.interop.published import Outline, positions
 from poise.nn import Steps, UNet1D
 from poise.plain import to_plain
 from poise.policies import DiffusionPolicy, PolicySpec
@@ -26,27 +28,14 @@ from poise.schedules import Tabulated
 
 _NEAR = 1e-4  # share of a beta; diffusers rounds them to float32
 _FREE = {"density", "draws", "observation_scaling", "scalings", "action_scaling", "schedule", "grid", "begin"}
-_TRAINING = {
-    "drop_n_last_frames": 0,
-    "crop_is_random": True,
-    "pretrained_backbone_weights": None,
-    "compile_model": False,
-    "compile_mode": "reduce-overhead",
-    "do_mask_loss_for_padding": True,
-    "optimizer_lr": 1e-4,
-    "optimizer_betas": [0.95, 0.999],
-    "optimizer_eps": 1e-8,
-    "optimizer_weight_decay": 1e-6,
-    "scheduler_name": "cosine",
-    "scheduler_warmup_steps": 500,
-}
 
 
 def export_lerobot(policy: DiffusionPolicy, path: str | Path) -> Path:
     r"""Write the folder `pretrained_model` of a LeRobot policy with the same plans for the same noise.
 
     The last step of LeRobot's schedulers ends at $\sigma = 0$, ours at the `sigma_min` of the schedule: plans differ
-    by that times the noise predicted there. Options of LeRobot's training are its defaults.
+    by that times the noise predicted there. Options of LeRobot's training are left
+    to its defaults.
 
     Args:
         policy: A diffusion policy whose parts all have a counterpart, as those of an imported one have: `UNet1D` under
@@ -66,13 +55,13 @@ def export_lerobot(policy: DiffusionPolicy, path: str | Path) -> Path:
         raise ValueError(f"export_lerobot got {target}, which exists, expected a new folder: remove it first")
     policy.ready()
     plain = _config(policy.spec)
-    config = config_of(target / "config.json", plain)
-    _check(policy, config)
+    outline = config_of(target / "config.json", plain).outline(target / WEIGHTS)
+    _check(policy, outline.policy)
     aside = target.with_name(f".{os.getpid()}.{target.name}")
     try:
         aside.mkdir(parents=True)
         (aside / "config.json").write_text(json.dumps(plain, indent=4))
-        save_file(_tensors(policy, config), aside / WEIGHTS, {"format": "pt"})
+        save_file(_tensors(policy, outline), aside / WEIGHTS, {"format": "pt"})
         _write_processors(aside, policy, plain)
         aside.replace(target)
     finally:
@@ -100,6 +89,7 @@ def _config(spec: PolicySpec) -> dict[str, Any]:
         "input_features": {name: _feature(spec, name) for name in spec.observations},
         "output_features": {ACTION: {"type": "ACTION", "shape": [spec.action]}},
         "normalization_mapping": _modes(spec),
+        "pretrained_backbone_weights": None,
         "vision_backbone": f"resnet{images.get('backbone', {}).get('depth', 18)}",
         "resize_shape": None,
         "crop_ratio": 1.0,
@@ -118,7 +108,6 @@ def _config(spec: PolicySpec) -> dict[str, Any]:
         "clip_sample": spec.bound is not None,
         "clip_sample_range": spec.bound or 1.0,
         "num_inference_steps": spec.evaluations,
-        **_TRAINING,
     }
 
 
@@ -154,9 +143,9 @@ def _chain(spec: PolicySpec) -> dict[str, Any]:
     )
 
 
-def _check(policy: DiffusionPolicy, config: Config) -> None:
+def _check(policy: DiffusionPolicy, said: PolicySpec) -> None:
     """Compare the policy with what an import would make of its description."""
-    spec, said = policy.spec, config.spec({name: Unscaled() for name in (*policy.spec.observations, ACTION)})
+    spec = policy.spec
     assert isinstance(said.network, UNet1D)
     assert isinstance(spec.schedule, Tabulated)
     network = dataclasses.replace(said.network, level=Steps(spec.schedule))
@@ -172,18 +161,18 @@ def _check(policy: DiffusionPolicy, config: Config) -> None:
     _need(policy.guide is None, "guide", policy.guide, None)
 
 
-def _tensors(policy: DiffusionPolicy, config: Config) -> dict[str, Tensor]:
-    back, found = config_columns(config).argsort(), {}
+def _tensors(policy: DiffusionPolicy, outline: Outline) -> dict[str, Tensor]:
+    found = {}
     for name, tensor in policy.state_dict().items():
-        theirs = their_name(name, config)
-        if theirs is None:
-            continue
-        tensor = tensor.detach().cpu()
-        found[theirs] = (tensor[:, back] if name.endswith("cond_encoder.1.weight") else tensor).contiguous()
-    for name in [name for name in found if name.endswith("pool.nets.weight")]:
-        pool = name.removesuffix("nets.weight")
-        found[f"{pool}nets.bias"] = torch.zeros(len(found[name]))  # which a softmax does not feel
-        found[f"{pool}pos_grid"] = positions(*map_size(policy))
+        theirs, order = outline.their_name(name), outline.order(name, tensor)
+        if theirs is not None:
+            tensor = tensor.detach().cpu()
+            found[theirs] = (tensor if order is None else tensor[:, order.argsort()]).contiguous()
+    for camera, prefix in outline.eyes.items():
+        height, width, _ = policy.spec.encoded[camera]
+        keypoints = len(found[f"{prefix}pool.nets.weight"])
+        found[f"{prefix}pool.nets.bias"] = torch.zeros(keypoints)  # which a softmax does not feel
+        found[f"{prefix}pool.pos_grid"] = positions((height, width))
     for name in [name for name in found if name.endswith(".running_mean")]:
         found[name.replace("running_mean", "num_batches_tracked")] = torch.tensor(0)
     return found

@@ -11,20 +11,20 @@ is an error; where it divides the constant dimension of an observation by 1e-8, 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from poise.data import Limits, Pixels, Quantile, Scaling, Standard, Unscaled
-from poise.data.untrusted import DataError, inside, read_json
+from poise.data import Limits, Quantile, Scaling, Standard, Unscaled
+from poise.data.untrusted import DataError, read_json
 from poise.interop.fields import Fields
-from poise.interop.lerobot_config import ACTION, KINDS, Config, Feature, features
+from poise.interop.lerobot_config import ACTION, KINDS, Config, Feature, features, file_of
+from poise.interop.published import Affine
 from poise.interop.tensors import read_tensors
 
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
 EPSILON = 1e-8
-MODES: Mapping[str, tuple[tuple[str, ...], Scaling]] = {
+_MODES: Mapping[str, tuple[tuple[str, ...], Scaling]] = {
     "MIN_MAX": (("min", "max"), Limits()),
     "MEAN_STD": (("mean", "std"), Standard()),
     "QUANTILES": (("q01", "q99"), Quantile(0.01, 0.99)),
@@ -35,14 +35,6 @@ _BEFORE = {"rename_observations_processor", "to_batch_processor", "device_proces
 _AFTER = {"unnormalizer_processor", "device_processor"}
 # For a dimension that never moved: an observation keeps its unit, an action hardly leaves its value.
 _SEEN, _DONE = 2.0, 1e-4
-
-
-class Affine(NamedTuple):
-    """Constants of a normaliser of ours, and the rule that they came from."""
-
-    scale: Tensor
-    offset: Tensor
-    scaling: Scaling
 
 
 @dataclass(frozen=True)
@@ -61,7 +53,7 @@ class Statistics:
     modes: Mapping[str, str]
     values: Mapping[str, Tensor]
     epsilon: float = EPSILON
-    passed: frozenset[str] = frozenset()
+    passed: Collection[str] = ()
 
     def affine(self, name: str, feature: Feature, identity: Collection[str]) -> Affine:
         """The map of one feature.
@@ -74,25 +66,23 @@ class Statistics:
         Raises:
             DataError: No mode, no statistics, or such that make no map.
         """
-        mode = "IDENTITY" if name in self.passed else self.modes.get(feature.kind)
-        wanted = MODES[mode][0] if mode else ()
-        stated = mode is not None and name not in self.passed and all(f"{name}.{s}" in self.values for s in wanted)
+        mode = None if name in self.passed else self.modes.get(feature.kind)
+        wanted, rule = _MODES[mode] if mode else ((), Unscaled())
+        stated = mode is not None and all(f"{name}.{statistic}" in self.values for statistic in wanted)
         if not stated and name not in identity:
-            lacks = f"statistics {wanted} for {mode}" if wanted else f"a mode for its type {feature.kind}"
+            lacks = f"statistics {wanted} for {mode}" if mode else f"mode for its type {feature.kind}"
+            lacks = "place in normalize_observation_keys" if name in self.passed else lacks
             raise DataError(
                 self.path, name, f"has no {lacks}, and LeRobot would pass it on in the units of the data: if it was "
                 "trained so, import it with this feature among identity"
             )  # fmt: skip
-        factor = 1 / 255 if feature.kind == "VISUAL" else 1.0  # LeRobot sees pixels from 0 to 1
-        if not stated or not wanted:
-            scale, offset = (torch.full((feature.shape[0],), v, dtype=torch.float64) for v in (1.0, 0.0))
-        else:
+        if wanted and stated:
             pair = [self._statistic(f"{name}.{statistic}", feature) for statistic in wanted]
             scale, offset = self._map(name, mode == "MEAN_STD", *pair)
-        scaling = MODES[mode][1] if mode and stated else Unscaled()
-        if feature.kind == "VISUAL":
-            scaling = Pixels(tuple((-offset / scale).tolist()), tuple((1 / scale).tolist()))
-        return Affine(factor * scale, offset, scaling)
+        else:
+            scale, offset = (torch.full((feature.shape[-1],), v, dtype=torch.float64) for v in (1.0, 0.0))
+            rule = Unscaled()
+        return Affine(scale / 255 if feature.kind == "VISUAL" else scale, offset, rule)  # theirs sees pixels up to 1
 
     def _map(self, name: str, standard: bool, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and offset from mean and deviation, or from limits."""
@@ -106,9 +96,9 @@ class Statistics:
 
     def _statistic(self, key: str, feature: Feature) -> Tensor:
         value = self.values[key]
-        if value.numel() != feature.shape[0] or not value.is_floating_point() or not torch.isfinite(value).all():
+        if value.numel() != feature.shape[-1] or not value.is_floating_point() or not torch.isfinite(value).all():
             problem = f"got the shape {tuple(value.shape)} of {value.dtype}, or numbers that are not finite"
-            raise DataError(self.path, key, f"{problem}, expected {feature.shape[0]} finite floats")
+            raise DataError(self.path, key, f"{problem}, expected {feature.shape[-1]} finite floats")
         return value.double().flatten()
 
 
@@ -127,18 +117,16 @@ def read_processors(root: Path, config: Config) -> Statistics:
             raise DataError(
                 got.path, f"features: {name}", f"got {declared.get(name)}, expected {feature} of config.json"
             )
-    for key in sorted(k for k in {*got.values, *undo.values} if k.startswith(f"{ACTION}.")):
-        if key not in got.values or key not in undo.values or not torch.equal(got.values[key], undo.values[key]):
-            raise DataError(
-                undo.path, key, f"differs from that of {PREPROCESSOR}, expected one normalisation of actions"
-            )
+    done, undone = ({k: v for k, v in s.values.items() if k.startswith(f"{ACTION}.")} for s in (got, undo))
+    if not _equal(done, undone):
+        raise DataError(undo.path, ACTION, f"differs from that of {PREPROCESSOR}, expected one normalisation")
     if got.modes.get("ACTION") != undo.modes.get("ACTION"):
         raise DataError(undo.path, "norm_map: ACTION", f"differs from that of {PREPROCESSOR}, expected one mode")
     return got
 
 
 def _steps(root: Path, name: str, known: set[str]) -> dict[str, Fields]:
-    path = inside(root, name, name)
+    path = file_of(root, name, name)
     fields, found = Fields.of(path, name, read_json(path)), {}
     steps = fields.values.get("steps")
     if not isinstance(steps, list):
@@ -147,7 +135,7 @@ def _steps(root: Path, name: str, known: set[str]) -> dict[str, Fields]:
         inner = Fields.of(path, f"{name}: steps[{number}]", step)
         if "class" in inner.values or "registry_name" not in inner.values:
             raise DataError(path, inner.where, "names a class to import, which is never done, expected a registry_name")
-        kind = inner.choice("registry_name", {word: word for word in known})
+        kind = inner.word("registry_name", known)
         if kind in found:
             inner.refuse("registry_name", "every processor once")
         found[kind] = inner
@@ -157,24 +145,17 @@ def _steps(root: Path, name: str, known: set[str]) -> dict[str, Fields]:
 def _normaliser(root: Path, steps: Mapping[str, Fields], kind: str) -> Statistics:
     if kind not in steps:
         raise DataError(root, kind, "is not among the processors, expected one: LeRobot would not normalise at all")
-    step = steps[kind]
-    config, modes = step.inner("config"), step.inner("config").inner("norm_map")
-    path = inside(root, step.text("state_file"), f"{step.where}: state_file")
-    chosen = config.values.get("normalize_observation_keys")
-    passed = (
-        set[str]() if chosen is None else set(features(config.inner("features"))) - set(map(str, chosen)) - {ACTION}
-    )
-    return Statistics(path, read_modes(modes), read_tensors(path), config.number("eps"), frozenset(passed))
+    step, config = steps[kind], steps[kind].inner("config")
+    path = file_of(root, step.text("state_file"), f"{step.where}: state_file")
+    passed, chosen = set[str](), config.values.get("normalize_observation_keys")
+    if chosen is not None:
+        passed = set(features(config.inner("features"))) - {ACTION, *config.names("normalize_observation_keys")}
+    return Statistics(path, _modes(config.inner("norm_map")), read_tensors(path), config.number("eps"), passed)
 
 
-def read_modes(fields: Fields) -> dict[str, str]:
-    """Type of a feature -> mode.
-
-    Raises:
-        DataError: An unknown type or mode.
-    """
-    names = {mode: mode for mode in MODES}
-    return {kind: fields.choice(kind, names) for kind in fields.values if kind in KINDS}
+def _modes(fields: Fields) -> dict[str, str]:
+    """Type of a feature -> mode."""
+    return {kind: fields.word(kind, _MODES) for kind in fields.values if kind in KINDS}
 
 
 def within(path: Path, config: Config, tensors: dict[str, Tensor]) -> Statistics:
@@ -183,31 +164,22 @@ def within(path: Path, config: Config, tensors: dict[str, Tensor]) -> Statistics
     Raises:
         DataError: Statistics of actions that differ before and after the network.
     """
-    groups: dict[str, dict[str, Tensor]] = {}
-    for key in [
-        k for k in tensors if k.split(".")[0] in ("normalize_inputs", "normalize_targets", "unnormalize_outputs")
-    ]:
-        group, _, rest = key.partition(".buffer_")
-        groups.setdefault(group, {})[rest] = tensors.pop(key)
-    targets, outputs = groups.get("normalize_targets", {}), groups.get("unnormalize_outputs", {})
-    if {k: v.tolist() for k, v in targets.items()} != {k: v.tolist() for k, v in outputs.items()}:
+    groups: dict[str, dict[str, Tensor]] = {"normalize_inputs": {}, "normalize_targets": {}, "unnormalize_outputs": {}}
+    for key in [key for key in tensors if key.split(".")[0] in groups]:
+        group, _, rest = key.partition(".")
+        groups[group][rest.removeprefix("buffer_")] = tensors.pop(key)
+    inputs, targets, values = groups.values()
+    if not _equal(targets, values):
         raise DataError(path, "unnormalize_outputs", "differs from normalize_targets, expected one normalisation")
     plain = {name.replace(".", "_"): name for name in config.inputs}
-    values = dict(outputs)
-    for rest, value in groups.get("normalize_inputs", {}).items():
+    for rest, value in inputs.items():
         name, _, statistic = rest.partition(".")
         values[f"{plain.get(name, name)}.{statistic}"] = value
-    return Statistics(path, read_modes(config.fields.inner("normalization_mapping")), values)
+    return Statistics(path, _modes(config.fields.inner("normalization_mapping")), values)
 
 
-__all__ = [
-    "EPSILON",
-    "MODES",
-    "POSTPROCESSOR",
-    "PREPROCESSOR",
-    "Affine",
-    "Statistics",
-    "read_modes",
-    "read_processors",
-    "within",
-]
+def _equal(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(tensor, other[name]) for name, tensor in one.items())
+
+
+__all__ = ["EPSILON", "POSTPROCESSOR", "PREPROCESSOR", "Statistics", "read_processors", "within"]

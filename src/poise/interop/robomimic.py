@@ -9,22 +9,12 @@ from torch import Tensor
 
 from poise.data import Crop
 from poise.data.untrusted import DataError, parsed
-from poise.interop.chain import Chain, complete, read_chain
-from poise.interop.fields import Fields, described
-from poise.interop.published import (
-    GROUPS,
-    SIZE,
-    Affine,
-    Outline,
-    core_name,
-    crop,
-    settle,
-    settle_core,
-    unet_name,
-)
+from poise.interop.chain import MAX_STEPS, Chain, read_scheduler
+from poise.interop.fields import MAX_SIZE, Fields, described
+from poise.interop.published import GROUPS, Affine, Outline, crop, unet_name, weights
 from poise.interop.quarantine import Unpickled, unpickled
-from poise.nn import CNN, EncoderSpec, FiLM, GroupNorm, Joint, ResNet, SpatialSoftmax, Steps, UNet1D, Vector
-from poise.policies import Checkpoint
+from poise.nn import CNN, FiLM, GroupNorm, Joint, ResNet, SpatialSoftmax, Steps, UNet1D, Vector
+from poise.policies import Checkpoint, PolicySpec
 
 _NETWORK, _CORES = "policy.noise_pred_net.", "policy.obs_encoder.nets.obs.obs_nets."
 _CORE: Mapping[str, Any] = {"feature_dimension": 64, "backbone_class": "ResNet18Conv", "pool_class": "SpatialSoftmax",
@@ -55,24 +45,12 @@ def import_robomimic(path: str | Path) -> Checkpoint:
 def from_tree(path: Path, got: Unpickled) -> Checkpoint:
     """As `import_robomimic`, of a file that is read already."""
     root = Fields.of(path, "checkpoint", got.rest)
-    root.choice("algo_name", {"diffusion_policy": True})
+    root.word("algo_name", ("diffusion_policy",))
     config = Fields.of(path, "config", parsed(path, root.text("config").encode(), "config"))
-    tensors = _averaged(path, got.tensors)
+    tensors = weights(path, got.tensors, "model", ("ema", "nets"))
     outline = _outline(root.inner("shape_metadata"), config, tensors)
     affine = _normalisers(root, config.inner("train"), outline)
-    settle(tensors)
-    for name in outline.cameras:
-        height, width, _ = outline.spec(affine).encoded[name]
-        settle_core(path, tensors, f"{_CORES}{name}.", (height, width))
     return outline.placed(tensors, affine, "robomimic")
-
-
-def _averaged(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    for prefix in ("model/ema/", "model/nets/"):
-        found = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        if found:
-            return found
-    raise DataError(path, "model", "holds neither ema nor nets, expected the weights of a diffusion policy")
 
 
 def _outline(meta: Fields, config: Fields, tensors: Mapping[str, Tensor]) -> Outline:
@@ -80,44 +58,43 @@ def _outline(meta: Fields, config: Fields, tensors: Mapping[str, Tensor]) -> Out
     images = [shape for shape in shapes.values() if len(shape) == 3]
     algorithm = config.inner("algo")
     horizons, chain = algorithm.inner("horizon"), _chain(algorithm)
-    encoder, width, cropped = _eyes(encoders.inner("rgb"), images) if images else (Vector(), 0, ())
-    if len(images) < len(shapes) and encoders.inner("low_dim").values.get("core_class") is not None:
-        encoders.inner("low_dim").refuse("core_class", "null: low-dimensional features as they are")
+    eye, width, cropped = _eye(encoders.inner("rgb"), images) if images else (None, 0, ())
+    if len(images) < len(shapes):
+        encoders.inner("low_dim").must("core_class", None, "low-dimensional features as they are")
     history = horizons.integer("observation_horizon", 1000)
+    horizon = horizons.integer("prediction_horizon", 10_000)
+    network = _unet(algorithm.inner("unet"), chain, tensors)
+    with described(config.path, "configuration"):
+        spec = PolicySpec(
+            observations=shapes,
+            action=meta.integer("ac_dim", MAX_SIZE),
+            history=history,
+            horizon=horizon,
+            lead=history - 1,
+            execute=min(horizons.integer("action_horizon", 10_000), horizon - history + 1),
+            encoder=Joint(eye) if eye else Vector(),
+            network=network,
+            augmentations=cropped,
+        )
+        spec = chain.under(spec)
     return Outline(
         path=config.path,
-        observations=shapes,
+        policy=spec,
         widths={name: width if len(shape) == 3 else shape[0] for name, shape in shapes.items()},
-        action=meta.integer("ac_dim", SIZE),
-        history=history,
-        horizon=horizons.integer("prediction_horizon", 10_000),
-        lead=history - 1,
-        execute=horizons.integer("action_horizon", 10_000),
-        encoder=encoder,
-        network=_unet(algorithm.inner("unet"), chain, tensors),
-        chain=chain,
         network_name=lambda name: f"{_NETWORK}{unet_name(name)}",
-        augmentations=cropped,
-        eye_name=lambda camera, name: f"{_CORES}{camera}.{core_name(name)}",
+        eyes={name: f"{_CORES}{name}." for name in spec.cameras},
     )
 
 
 def _shapes(meta: Fields, observation: Fields) -> dict[str, tuple[int, ...]]:
     """The shapes of what the policy sees, in the order of its network, images with the channels last."""
     kinds, every = observation.inner("modalities").inner("obs"), meta.inner("all_shapes")
-    low, images = (kinds.values.get(kind) or [] for kind in ("low_dim", "rgb"))
+    low, images = (kinds.names(kind) if kinds.values.get(kind) else [] for kind in ("low_dim", "rgb"))
     for kind in kinds.values:
         if kind not in ("low_dim", "rgb") and kinds.values[kind]:
             kinds.refuse(kind, "no features: we have no encoder for this kind")
-    found = {}
-    for name in every.values:
-        if name in low or name in images:
-            count = 3 if name in images else 1
-            shape = every.integers(name, 100_000, count)
-            if len(shape) != count:
-                every.refuse(name, f"{count} sizes")
-            found[name] = (*shape[1:], shape[0])
-    absent = sorted(str(name) for name in {*map(str, low), *map(str, images)} - set(found))
+    found = {name: every.shape(name, name in images) for name in every.values if name in (*low, *images)}
+    absent = sorted({*low, *images} - set(found))
     if absent or not found:
         raise DataError(meta.path, meta.where, f"lacks the shapes of {absent[:5]}, expected those of all observations")
     return found
@@ -129,16 +106,14 @@ def _chain(algorithm: Fields) -> Chain:
     if not fields.flag("enabled"):
         fields.refuse("enabled", "true, or ddpm enabled")
     mine = {name: v for name, v in fields.values.items() if name not in ("enabled", "num_inference_timesteps")}
-    steps = fields.integer("num_inference_timesteps", 10_000)
-    return read_chain(Fields(fields.path, fields.where, mine), kind.upper(), steps)
+    steps = fields.integer("num_inference_timesteps", MAX_STEPS)
+    return read_scheduler(Fields(fields.path, fields.where, mine), kind.upper(), steps)
 
 
 def _unet(fields: Fields, chain: Chain, tensors: Mapping[str, Tensor]) -> UNet1D:
     """The U-Net with the sizes of its tensors, for robomimic does not hand on those of the configuration."""
-    if not fields.flag("enabled"):
-        fields.refuse("enabled", "true, for robomimic has no other network")
-    if fields.integer("n_groups", SIZE) != GROUPS:
-        fields.refuse("n_groups", f"{GROUPS}, which its network has whatever is set")
+    fields.must("enabled", True, "robomimic has no other network")
+    fields.must("n_groups", GROUPS, "its network has so many whatever is set")
     channels = []
     while (name := f"{_NETWORK}down_modules.{len(channels)}.0.blocks.0.block.0.weight") in tensors:
         channels.append(_size(fields, tensors, name, 3))
@@ -153,38 +128,37 @@ def _unet(fields: Fields, chain: Chain, tensors: Mapping[str, Tensor]) -> UNet1D
 
 def _size(fields: Fields, tensors: Mapping[str, Tensor], name: str, dimensions: int) -> int:
     tensor = tensors.get(name)
-    if tensor is None or tensor.ndim != dimensions or not 1 <= len(tensor) <= SIZE:
+    if tensor is None or tensor.ndim != dimensions or not 1 <= len(tensor) <= MAX_SIZE:
         got = "is missing" if tensor is None else f"has the shape {tuple(tensor.shape)}"
         raise DataError(fields.path, name, f"{got}, expected {dimensions} dimensions")
     return len(tensor)
 
 
-def _eyes(fields: Fields, images: list[tuple[int, ...]]) -> tuple[EncoderSpec, int, tuple[Crop, ...]]:
+def _eye(fields: Fields, images: list[tuple[int, ...]]) -> tuple[CNN, int, tuple[Crop, ...]]:
     """The encoder of the images, its width, and their crop."""
-    fields.choice("core_class", {"VisualCore": True})
-    core = complete(fields.inner("core_kwargs"), _CORE, ())
-    core.choice("backbone_class", {"ResNet18Conv": 18})
-    core.choice("pool_class", {"SpatialSoftmax": True})
-    if not core.flag("flatten"):
-        core.refuse("flatten", "true")
-    complete(core.inner("backbone_kwargs"), {"pretrained": False}, ())
-    pool = complete(core.inner("pool_kwargs"), _POOL, _ALIKE)
-    width, cropped = core.integer("feature_dimension", SIZE), ()
+    fields.word("core_class", ("VisualCore",))
+    core = fields.inner("core_kwargs").complete(_CORE)
+    core.word("backbone_class", ("ResNet18Conv",))
+    core.word("pool_class", ("SpatialSoftmax",))
+    core.must("flatten", True, "the network takes vectors")
+    core.inner("backbone_kwargs").complete({"pretrained": False})
+    pool = core.inner("pool_kwargs").complete(_POOL, _ALIKE)
+    width, cropped = core.integer("feature_dimension", MAX_SIZE), ()
     if fields.values.get("obs_randomizer_class") is not None:
-        fields.choice("obs_randomizer_class", {"CropRandomizer": True})
+        fields.word("obs_randomizer_class", ("CropRandomizer",))
         sizes = {"crop_height": 76, "crop_width": 76, "num_crops": 1}
-        window = complete(fields.inner("obs_randomizer_kwargs"), sizes, ())
+        window = fields.inner("obs_randomizer_kwargs").complete(sizes)
         shape = [window.values["crop_height"], window.values["crop_width"]]
         cropped = crop(Fields(fields.path, window.where, {"crop_shape": shape}), images, rounded=False)
     eye = CNN(ResNet(18, GroupNorm()), SpatialSoftmax(pool.integer("num_kp", 4096)), width, shared=False, relu=True)
-    return Joint(eye), width, cropped
+    return eye, width, cropped
 
 
 def _normalisers(root: Fields, train: Fields, outline: Outline) -> dict[str, Affine]:
     """Statistics x = scale y + offset where the checkpoint has them; else pixels from 0 to 1, and units of the data."""
     found = {}
     seen = _optional(root, "obs_normalization_stats")
-    for name, shape in outline.observations.items():
+    for name, shape in outline.policy.observations.items():
         ones, image = torch.ones(shape[-1], dtype=torch.float64), name in outline.cameras
         affine = Affine(ones / 255 if image else ones, 0 * ones)
         if seen is not None:
@@ -193,17 +167,16 @@ def _normalisers(root: Fields, train: Fields, outline: Outline) -> dict[str, Aff
                 raise DataError(root.path, f"{seen.where}: {name}", "normalises each pixel, expected one scale for all")
             affine = affine if image else _undone(seen, name, scale, offset, shape[-1])
         found[name] = affine
-    ones = torch.ones(outline.action, dtype=torch.float64)
+    ones = torch.ones(outline.policy.action, dtype=torch.float64)
     found["action"], acted = Affine(ones, 0 * ones), _optional(root, "action_normalization_stats")
     if acted is not None:
-        keys, formats = train.values.get("action_keys"), train.inner("action_config")
-        if not isinstance(keys, list) or not keys or any(key not in acted.values for key in keys):
+        keys, formats = train.names("action_keys"), train.inner("action_config")
+        if not keys or any(key not in acted.values for key in keys):
             train.refuse("action_keys", f"a list of names among {sorted(acted.values)[:5]}")
         for key in keys:
-            if formats.inner(key).values.get("format") is not None:
-                formats.inner(key).refuse("format", "null, for we do not convert the rotations of actions")
+            formats.inner(key).must("format", None, "we do not convert the rotations of actions")
         parts = [torch.cat(part) for part in zip(*(_statistics(acted.inner(key)) for key in keys), strict=True)]
-        found["action"] = _undone(acted, "action", parts[0], parts[1], outline.action)
+        found["action"] = _undone(acted, "action", parts[0], parts[1], outline.policy.action)
     return found
 
 
@@ -217,7 +190,7 @@ def _statistics(fields: Fields) -> tuple[Tensor, Tensor]:
     for name in ("scale", "offset"):
         try:
             value = torch.tensor(fields.values.get(name), dtype=torch.float64).flatten()
-        except (TypeError, ValueError, RuntimeError) as error:
+        except (TypeError, ValueError, RuntimeError, OverflowError) as error:
             raise DataError(fields.path, f"{fields.where}: {name}", f"is no table of numbers ({error})") from error
         pair.append(value)
     return pair[0], pair[1]

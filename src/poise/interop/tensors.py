@@ -57,54 +57,55 @@ def columns(embedding: int, history: int, theirs: Mapping[str, int], ours: Seque
     return torch.cat([torch.arange(embedding), *steps])
 
 
-def filled(path: Path, spec: PolicySpec, place: Callable[[str], tuple[str, Tensor] | None]) -> DiffusionPolicy:
-    """A policy whose every tensor is taken from a file; statistics are not among them and stay to be set.
+def filled(
+    path: Path,
+    spec: PolicySpec,
+    tensors: Mapping[str, Tensor],
+    name_of: Callable[[str], str | None],
+    order_of: Callable[[str, Tensor], Tensor | None],
+) -> DiffusionPolicy:
+    """A policy whose every tensor is one of a file; statistics are not among them and stay to be set.
 
     Args:
         path: The file, for messages.
         spec: What to build.
-        place: Name of a tensor of ours -> its name in the file and its value, or None where the file has none.
+        tensors: Those of the file, each of which must have its place.
+        name_of: Name of a tensor of ours -> its name in the file.
+        order_of: Name of a tensor of ours, and that of the file -> where our columns stand in it; None leaves them.
 
     Raises:
-        DataError: A policy that cannot be built, or a tensor that is missing, of another shape, or not finite.
+        DataError: A policy that cannot be built, or a tensor that is missing, surplus, of another shape, or not finite.
     """
     with described(path, "configuration"), torch.device("meta"):
         outline = DiffusionPolicy(spec).state_dict()
-    found, missing = {}, []
+    found, left, missing = {}, dict(tensors), []
     for name, blank in outline.items():
         if "normaliser" in name.split(".")[0]:
             continue
-        given = place(name)
-        if given is None:
+        theirs = name_of(name)
+        if theirs not in left:
             missing.append(name)
             continue
-        theirs, tensor = given
+        tensor = left.pop(theirs)
         if tensor.shape != blank.shape:
             shapes = f"has the shape {tuple(tensor.shape)}, expected {tuple(blank.shape)}"
             raise DataError(path, theirs, f"{shapes}: the configuration describes another network")
         if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
             raise DataError(path, theirs, f"got {tensor.dtype} or numbers that are not finite, expected finite floats")
-        found[name] = tensor.float()
+        order = order_of(name, tensor)
+        found[name] = (tensor if order is None else tensor[:, order]).float()
     if missing:
         raise DataError(path, "tensors", f"lacks those for {_listed(missing)}, expected every tensor of the network")
-    policy = DiffusionPolicy(spec)
-    policy.load_state_dict({**policy.state_dict(), **found}, strict=True)
-    return policy.eval()
-
-
-def all_placed(path: Path, left: Mapping[str, Tensor]) -> None:
-    """Raise unless no tensor of a file is left.
-
-    Raises:
-        DataError: Names those that are.
-    """
     if left:
         problem = f"has no place for {_listed(sorted(left))}, expected every tensor of the file to be used"
         raise DataError(path, "tensors", f"{problem}: this is another kind of network")
+    policy = DiffusionPolicy(spec)
+    policy.load_state_dict({**policy.state_dict(), **found}, strict=True)
+    return policy.eval()
 
 
 def _listed(names: Sequence[str]) -> str:
     return f"{list(names[:_NAMED])}" + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
 
 
-__all__ = ["all_placed", "columns", "filled", "read_tensors"]
+__all__ = ["columns", "filled", "read_tensors"]

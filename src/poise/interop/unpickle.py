@@ -45,14 +45,9 @@ class _RefusedError(Exception):
 
 
 class _Stand:
-    """Stands for whatever a pickle names: takes arguments, state and items, and calls nothing."""
+    """Stands for whatever a pickle names: takes arguments, items and state, keeps the state, and calls nothing."""
 
-    origin = ""
-
-    def __init__(self, *arguments: Any) -> None:
-        self.arguments: tuple[Any, ...] = arguments
-        self.state: Any = None
-        self.items: list[Any] = []
+    origin, state = "", None
 
     def __new__(cls, *arguments: Any, **named: Any) -> "_Stand":
         return object.__new__(cls)
@@ -61,18 +56,15 @@ class _Stand:
         self.state = state
 
     def __call__(self, *arguments: Any, **named: Any) -> "_Stand":
-        return _Stand(*arguments)
+        return _Stand()
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        self.items.append((key, value))
+        pass
 
     def append(self, value: Any) -> None:
         """An item of a list."""
-        self.items.append(value)
 
-    def extend(self, values: Any) -> None:
-        """Items of a list."""
-        self.items.extend(values)
+    extend = append
 
 
 class _Table(dict[Any, Any]):

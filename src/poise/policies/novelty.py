@@ -119,9 +119,10 @@ class OutsideRange:
         for name in policy.spec.observations:
             rows = windows.observations[name]
             if name in cameras:
-                rows = _colours(rows[:: -(-len(rows) // most)])
-            found = np.quantile(rows.cpu().numpy(), [tail, 1 - tail], axis=0)
-            low[name], high[name] = torch.as_tensor(found).to(rows)
+                rows = torch.cat([_colours(some) for some in rows[:: -(-len(rows) // most)].split(_CHUNK)])
+            shares = [tail, 1 - tail]  # of one column after the other, for NumPy sorts a copy
+            found = np.stack([np.quantile(column.cpu().numpy(), shares) for column in rows.flatten(1).T], 1)
+            low[name], high[name] = torch.as_tensor(found).to(rows).unflatten(1, rows.shape[1:])
         return OutsideRange(cameras, low, high)
 
     def __call__(self, observation: Observation) -> Tensor:

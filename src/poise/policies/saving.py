@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors.torch import save
+from safetensors.torch import save_file
 from torch import Tensor
 
 from poise.plain import to_plain
@@ -70,9 +70,8 @@ def save_checkpoint(path: str | Path, policy: Saved, notes: Mapping[str, Any] | 
     header["seal"] = seal(header)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with aside.open("wb") as file:
-            file.write(save(tensors, header))
-            file.flush()
+        save_file(tensors, aside, header)
+        with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
     finally:

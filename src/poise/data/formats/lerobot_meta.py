@@ -12,7 +12,7 @@ import numpy as np
 
 from poise.data.facts import Facts, Role
 from poise.data.source import Feature
-from poise.data.untrusted import MAX_EPISODES, MAX_FEATURES, DataError, inside, read_json
+from poise.data.untrusted import MAX_EPISODES, MAX_FEATURES, DataError, affordable, inside, read_json
 
 INFO = "meta/info.json"
 BOOKKEEPING = {
@@ -101,21 +101,12 @@ class Info:
         return known, unknown
 
 
-def member(root: Path, relative: str) -> Path:
-    """A file of the dataset by its fixed name.
-
-    Raises:
-        DataError: A link leads out of the dataset.
-    """
-    return inside(root, relative, relative)
-
-
 def version_of(path: Path) -> str | None:
     """What a folder says that it is; None where it is no dataset of LeRobot, empty where that cannot be read."""
     if not (path / INFO).is_file():
         return None
     try:
-        found = read_json(member(path, INFO))
+        found = read_json(inside(path, INFO))
     except DataError:
         return ""
     return str(found.get("codebase_version", "")) if isinstance(found, dict) else ""
@@ -131,7 +122,7 @@ def read_info(root: Path, versions: Iterable[str]) -> Info:
     Raises:
         DataError: Anything that is missing or wrong in it.
     """
-    plain = read_json(member(root, INFO), INFO)
+    plain = read_json(inside(root, INFO), INFO)
     try:
         version, declared = str(plain["codebase_version"]), {**plain["features"]}
         totals = {key: plain.get(key, 1000 if key == "chunks_size" else None) for key in _TOTALS}
@@ -142,9 +133,8 @@ def read_info(root: Path, versions: Iterable[str]) -> Info:
         raise DataError(root, INFO, f"lacks or garbles {error}, expected what LeRobot writes") from error
     versions = tuple(versions)
     if version not in versions:
-        raise DataError(
-            root, f"{INFO}: codebase_version", f"is {version!r}, expected one of {versions}: convert it by LeRobot"
-        )
+        problem = f"is {version!r}, expected one of {versions}: convert it by LeRobot"
+        raise DataError(root, f"{INFO}: codebase_version", problem)
     for key, count in totals.items():
         if type(count) is not int or not 0 < count <= _TOTALS[key]:
             raise DataError(root, f"{INFO}: {key}", f"is {count!r}, expected a number from 1 to {_TOTALS[key]}")
@@ -186,12 +176,9 @@ def _features(root: Path, declared: Mapping[str, Any]) -> tuple[dict[str, Featur
 
 def _dtype(root: Path, field: str, name: str) -> np.dtype:
     try:
-        found = np.dtype(name)
-    except (TypeError, ValueError, SyntaxError) as error:
-        raise DataError(root, field, f"has the dtype {name!r}, expected a name of NumPy's") from error
-    if found.kind not in "biuf" or found.itemsize > 8:
-        raise DataError(root, field, f"has the dtype {name!r}, expected integers, floats or truth values")
-    return found
+        return affordable(root, field, (), name, 0)
+    except DataError as error:
+        raise DataError(root, field, f"has the dtype {name!r}, expected integers, floats or truth values") from error
 
 
 def _image(shape: tuple[int, ...], about: Mapping[str, Any]) -> tuple[int, ...]:
@@ -240,7 +227,6 @@ __all__ = [
     "Info",
     "Kind",
     "conventional_role",
-    "member",
     "read_info",
     "version_of",
 ]

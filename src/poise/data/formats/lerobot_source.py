@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -68,32 +69,23 @@ class Demonstrations(Source):
     ) -> None:
         subsets, self._unknown = info.subsets()
         self._info, self._layout, self._said = info, layout, said
-        totals = info.totals
-        if len(lengths) != totals["total_episodes"] or lengths.min(initial=1) < 1:
-            raise DataError(
-                info.root,
-                "meta/episodes",
-                f"has {len(lengths)} episodes, the shortest of {lengths.min(initial=1)} rows, expected "
-                f"{totals['total_episodes']} of at least 1 as {INFO} declares",
-            )
-        if lengths.max() > totals["total_frames"] or lengths.sum() != totals["total_frames"]:
-            raise DataError(
-                info.root,
-                "meta/episodes",
-                f"has lengths that sum to {lengths.sum()}, expected {totals['total_frames']} as {INFO} declares",
-            )
-        self._ends = np.cumsum(lengths)
+        episodes, frames = info.totals["total_episodes"], info.totals["total_frames"]
+        if len(lengths) != episodes or lengths.min(initial=1) < 1:
+            found = f"{len(lengths)} episodes, the shortest of {lengths.min(initial=1)} rows"
+            problem = f"has {found}, expected {episodes} of at least 1 as {INFO} declares"
+            raise DataError(info.root, "meta/episodes", problem)
+        if lengths.max() > frames or lengths.sum() != frames:
+            problem = f"has lengths that sum to {lengths.sum()}, expected {frames} as {INFO} declares"
+            raise DataError(info.root, "meta/episodes", problem)
         self._file: Parquet | None = None
         super().__init__(info.root, Contents(info.features, lengths, info.facts, (), subsets))
         chosen = tuple(one[0] if len(one) == 1 else self._first_task(k, tasks) for k, one in enumerate(said))
-        chosen = chosen if any(chosen) else ()
-        self.contents = Contents(info.features, lengths, info.facts, chosen, subsets)
+        self.contents = replace(self.contents, tasks=chosen if any(chosen) else ())
 
     def rows(self, episode: int, names: Sequence[str]) -> dict[str, NDArray]:
         """See `Source.rows`."""
         shard = self._layout.shard(episode)
-        last = int(self._ends[episode]) - self._start(shard.first)
-        first = last - int(self.contents.lengths[episode])
+        first, last = (row - self._start(shard.first) for row in self.contents.span(episode))
         found = self._columns(shard, [n for n in names if self._info.kinds[n] is Kind.COLUMN], first, last)
         for name in names:
             if self._info.kinds[name] is not Kind.COLUMN:
@@ -131,12 +123,13 @@ class Demonstrations(Source):
         yield from self._short_films()
 
     def _off_grid(self) -> Iterator[Finding]:
-        starts = self._ends - self.contents.lengths
-        frames = np.arange(self._ends[-1]) - np.repeat(starts, self.contents.lengths)
+        ends, lengths = self.contents.ends, self.contents.lengths
+        starts = ends - lengths
+        frames = np.arange(ends[-1]) - np.repeat(starts, lengths)
         times = frames / self._info.rate
         off = np.abs(self.bookkeeping("timestamp")[:, 0] - times)
         wrong = np.flatnonzero(~(off <= _OFF_GRID + np.finfo(np.float32).eps * times))
-        for episode in np.unique(np.searchsorted(self._ends, wrong, "right")):
+        for episode in np.unique(np.searchsorted(ends, wrong, "right")):
             row = wrong[np.searchsorted(wrong, starts[episode])]
             words = f"has a timestamp {off[row]:.3g} s off row / {self._info.rate:g}: LeRobot refuses it; write it anew"
             yield Finding("timestamps", Severity.ERROR, words, "timestamp", int(episode), int(frames[row]))
@@ -174,19 +167,15 @@ class Demonstrations(Source):
         looks = {name: self._info.features[name] for name in names} | {name: BOOKKEEPING[name] for name in _COUNTED}
         found = self._opened(shard).arrays(looks, first, last)
         index = self._start(shard.first) + np.arange(first, first + len(found["index"]))
-        episode = np.searchsorted(self._ends, index, "right")
+        episode = np.searchsorted(self.contents.ends, index, "right")
         expected = {"index": index, "episode_index": episode}
-        expected["frame_index"] = index - (self._ends - self.contents.lengths)[episode]
+        expected["frame_index"] = index - (self.contents.ends - self.contents.lengths)[episode]
         for name, values in expected.items():
             wrong = np.flatnonzero(found[name][:, 0] != values)
             if len(wrong):
                 row = int(wrong[0])
-                raise DataError(
-                    shard.path,
-                    name,
-                    f"is {found[name][row, 0]} in row {first + row}, expected {values[row]}: rows are missing, doubled "
-                    "or out of order",
-                )
+                problem = f"is {found[name][row, 0]} in row {first + row}, expected {values[row]}"
+                raise DataError(shard.path, name, f"{problem}: rows are missing, doubled or out of order")
         return {name: found[name] for name in names}
 
     def _shards(self) -> Iterator[Shard]:
@@ -200,7 +189,7 @@ class Demonstrations(Source):
         """The file, which stays open until another one is asked for."""
         if self._file is None or self._file.path != shard.path:
             self._file = Parquet(shard.path)
-            expected = int(self._ends[shard.last - 1]) - self._start(shard.first)
+            expected = int(self.contents.ends[shard.last - 1]) - self._start(shard.first)
             if self._file.rows != expected:
                 found, self._file = self._file.rows, None
                 words = f"are {found}, expected {expected}, the lengths of episodes {shard.first} to {shard.last - 1}"
@@ -208,7 +197,7 @@ class Demonstrations(Source):
         return self._file
 
     def _start(self, episode: int) -> int:
-        return int(self._ends[episode] - self.contents.lengths[episode])
+        return self.contents.span(episode)[0]
 
     def _first_task(self, episode: int, tasks: Sequence[str]) -> str:
         shard = self._layout.shard(episode)

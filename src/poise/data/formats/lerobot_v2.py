@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from poise.data.formats.lerobot_meta import Info, member, read_info, version_of
+from poise.data.formats.lerobot_meta import Info, read_info, version_of
 from poise.data.formats.lerobot_source import Demonstrations, Layout, Shard
 from poise.data.source import Contents, Finding, Format, Severity, Sink, Source
-from poise.data.untrusted import MAX_JSON, DataError, parsed
+from poise.data.untrusted import MAX_JSON, DataError, inside, parsed
 
 _VERSIONS = ("v2.1", "v2.0")
 
@@ -61,7 +61,7 @@ class _Layout(Layout):
 
     def findings(self) -> Iterator[Finding]:
         name = "meta/stats.json" if self.info.version == "v2.0" else "meta/episodes_stats.jsonl"
-        if not member(self.info.root, name).is_file():
+        if not inside(self.info.root, name).is_file():
             words = f"{name} is missing, which LeRobot normalises by: convert the dataset, which computes it"
             yield Finding("missing-statistics", Severity.WARNING, words)
 
@@ -71,7 +71,7 @@ class _Layout(Layout):
 
 def _lines(root: Path, name: str, keys: tuple[str, str], most: int) -> list[dict[str, Any]]:
     """The objects of a file of JSON lines, whose first key counts them from 0."""
-    path = member(root, name)
+    path = inside(root, name)
     if not path.is_file() or path.stat().st_size > MAX_JSON:
         raise DataError(path, name, f"is no file, or one of more than {MAX_JSON} bytes, expected lines of JSON")
     found = []

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.data.formats.lerobot_meta import Info, Kind, member, read_info
+from poise.data.formats.lerobot_meta import Info, Kind, read_info
 from poise.data.formats.lerobot_source import Demonstrations, Layout, Shard
 from poise.data.parquet import Parquet
 from poise.data.source import Finding, Severity
@@ -50,7 +50,7 @@ class _Layout(Layout):
 
     def findings(self) -> Iterator[Finding]:
         root = self.info.root
-        path = member(root, _STATISTICS)
+        path = inside(root, _STATISTICS)
         known = read_json(path, _STATISTICS) if path.is_file() else {}
         missing = [name for name in self.info.features if not isinstance(known, dict) or name not in known]
         if missing:
@@ -58,7 +58,7 @@ class _Layout(Layout):
                 f"{_STATISTICS} lacks {missing[:5]}, which LeRobot normalises by: convert the dataset, which adds it"
             )
             yield Finding("missing-statistics", Severity.WARNING, words)
-        if not Parquet(member(root, _TASKS)).pandas:
+        if not Parquet(inside(root, _TASKS)).pandas:
             words = f"{_TASKS} has no index of pandas: LeRobot takes its numbers for tasks; convert the dataset"
             yield Finding("tasks-index", Severity.WARNING, words)
 
@@ -85,7 +85,7 @@ def open_v3(root: Path) -> Demonstrations:
 
 def _episodes(root: Path, columns: list[str]) -> tuple[dict[str, NDArray], list[list[str]]]:
     """Columns of numbers of all episodes, and their tasks."""
-    folder = member(root, _EPISODES)
+    folder = inside(root, _EPISODES)
     paths = sorted(islice(folder.glob("*/*.parquet"), _MOST))
     files = [Parquet(inside(root, str(path.relative_to(root)), _EPISODES)) for path in paths]
     if not files:
@@ -107,24 +107,22 @@ def _borders(root: Path, chunk: NDArray, file: NDArray) -> NDArray:
     forward, on = np.diff(chunk), np.diff(file)
     back = np.flatnonzero((forward < 0) | ((forward == 0) & (on < 0)))
     if len(back):
-        raise DataError(
-            root / _EPISODES, "data/file_index", f"goes back after episode {back[0]}, expected files in order"
-        )
+        problem = f"goes back after episode {back[0]}, expected files in order"
+        raise DataError(root / _EPISODES, "data/file_index", problem)
     return np.concatenate([[0], np.flatnonzero((forward != 0) | (on != 0)) + 1, [len(chunk)]])
 
 
 def _agree(root: Path, name: str, found: NDArray, expected: NDArray) -> None:
     wrong = np.flatnonzero(found != expected)
     if len(wrong):
-        k = wrong[0]
-        raise DataError(
-            root / _EPISODES, name, f"is {found[k]} in row {k}, expected {expected[k]}: episodes are missing or doubled"
-        )
+        row = wrong[0]
+        problem = f"is {found[row]} in row {row}, expected {expected[row]}: episodes are missing or doubled"
+        raise DataError(root / _EPISODES, name, problem)
 
 
 def _tasks(root: Path) -> list[str]:
     """The tasks by number; their column is called in two ways."""
-    table = Parquet(member(root, _TASKS))
+    table = Parquet(inside(root, _TASKS))
     name = next((name for name in ("task", "__index_level_0__") if name in table.columns), None)
     if name is None:
         raise DataError(table.path, "task", f"is no column of {table.columns[:9]}, expected it or __index_level_0__")

@@ -1,7 +1,6 @@
 """Writes LeRobotDataset v3.0, episode by episode, as LeRobot 0.4 and newer read it."""
 
 import json
-import os
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -19,7 +18,7 @@ from poise.data.parquet import ParquetWriter
 from poise.data.source import Contents, Feature, Rows, Sink, Source
 from poise.data.statistics import is_image, statistics
 from poise.data.video import FilmWriter
-from poise.data.writing import aside, member, remove
+from poise.data.writing import member, remove
 
 DATA = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 EPISODES = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
@@ -33,7 +32,7 @@ _RANK = 5  # sizes of a row that LeRobot knows
 
 
 class Writer(Sink):
-    """Writes aside, and puts the dataset in its place at the end.
+    """Writes rows, films and descriptions episode by episode, and statistics of what was written at the end.
 
     Args:
         path: The folder.
@@ -47,26 +46,27 @@ class Writer(Sink):
     """
 
     def __init__(self, path: Path, contents: Contents, rate: float | None, video: bool) -> None:
-        self._path, self._contents = path, contents
+        super().__init__(path, contents)
         self._rate = _rate(contents.facts, rate)
         self._kinds = {name: _kind(name, look, video) for name, look in contents.features.items()}
-        self._aside = aside(path)
-        remove(self._aside)
-        self._aside.mkdir(parents=True)
-        looks, kinds = contents.features, self._kinds
+        remove(self.aside)
+        self.aside.mkdir(parents=True)
         self._records: list[dict[str, Any]] = []
-        self._tasks: dict[str, int] = {}
-        self._episodes = self._frames = 0
+        self._numbers: dict[str, int] = {}  # of tasks
+        self._frames = 0
         with ExitStack() as undo:
-            undo.callback(remove, self._aside)
-            self._data = _Tables(self._aside)
-            self._meta = ParquetWriter(self._aside / _filled(EPISODES, 0))
-            films = {name: look.shape for name, look in looks.items() if kinds[name] is Kind.VIDEO}
-            self._films = {name: _Films(self._aside, name, self._rate, shape) for name, shape in films.items()}
+            undo.callback(remove, self.aside)
+            self._data = _Tables(self.aside)
+            self._meta = ParquetWriter(self.aside / _filled(EPISODES, 0))
+            films = {name: look for name, look in contents.features.items() if self._kinds[name] is Kind.VIDEO}
+            self._films = {name: _Films(self.aside, name, self._rate, look.shape) for name, look in films.items()}
             undo.pop_all()
+        self._open = ExitStack()
+        for one in (self._meta, self._data, *self._films.values()):
+            self._open.callback(one.close)
 
-    def append(self, rows: Rows, task: str = "") -> None:
-        """See `Sink.append`."""
+    def write(self, rows: Rows, steps: int, task: str) -> None:
+        """See `Sink.write`."""
         columns, films, shown = {}, {}, {}
         for name, kind in self._kinds.items():
             values = np.asarray(rows[name])
@@ -76,12 +76,11 @@ class Writer(Sink):
             else:
                 pictures = kind is Kind.IMAGE
                 columns[name] = np.array([encode_png(one) for one in values], object) if pictures else shown[name]
-        steps = len(next(iter(rows.values())))
-        own = self._bookkeeping(steps, self._tasks.setdefault(task, len(self._tasks)))
-        stats = _statistics(Flat(self._aside, shown | own, np.array([steps])))
+        own = self._bookkeeping(steps, self._numbers.setdefault(task, len(self._numbers)))
+        stats = _statistics(Flat(self.aside, shown | own, np.array([steps])))
         chunk, file = self._data.append(columns | own, steps)
         record = {
-            "episode_index": self._episodes,
+            "episode_index": len(self.tasks),
             "tasks": [task],
             "length": steps,
             "data/chunk_index": chunk,
@@ -91,40 +90,26 @@ class Writer(Sink):
         }
         flat = {f"stats/{name}/{key}": value for name, one in stats.items() for key, value in one.items()}
         self._records.append(record | films | flat | {"meta/episodes/chunk_index": 0, "meta/episodes/file_index": 0})
-        self._episodes, self._frames = self._episodes + 1, self._frames + steps
+        self._frames += steps
         if len(self._records) >= _BUFFERED:
             self._flush()
 
     def finish(self) -> None:
         """See `Sink.finish`."""
-        try:
-            self._flush()
-            self._close()
-            names = [*self._tasks]
-            writer = ParquetWriter(self._aside / "meta/tasks.parquet", _PANDAS)
-            writer.records([{"task_index": number, "task": task} for number, task in enumerate(names)])
-            writer.close()
-            self._write_json(INFO, self._info())
-            with open_v3(self._aside) as written:
-                own = {name: written.bookkeeping(name) for name in BOOKKEEPING}
-                ends = np.cumsum(written.contents.lengths)
-                found = _statistics(written) | _statistics(Flat(self._aside, own, ends))
-            self._write_json("meta/stats.json", found)
-            os.replace(self._aside, self._path)
-        finally:
-            remove(self._aside)
+        self._flush()
+        self.close()
+        writer = ParquetWriter(self.aside / "meta/tasks.parquet", _PANDAS)
+        writer.records([{"task_index": number, "task": task} for task, number in self._numbers.items()])
+        writer.close()
+        self._write_json(INFO, self._info())
+        with open_v3(self.aside) as written:
+            own = {name: written.bookkeeping(name) for name in BOOKKEEPING}
+            found = _statistics(written) | _statistics(Flat(self.aside, own, written.contents.ends))
+        self._write_json("meta/stats.json", found)
 
-    def abandon(self) -> None:
-        """See `Sink.abandon`."""
-        try:
-            self._close()
-        finally:
-            remove(self._aside)
-
-    def _close(self) -> None:
-        with ExitStack() as stack:
-            for one in (self._meta, self._data, *self._films.values()):
-                stack.callback(one.close)
+    def close(self) -> None:
+        """See `Sink.close`."""
+        self._open.close()
 
     def _flush(self) -> None:
         if self._records:
@@ -136,38 +121,38 @@ class Writer(Sink):
         found = {
             "timestamp": row / self._rate,
             "frame_index": row,
-            "episode_index": np.full(steps, self._episodes),
+            "episode_index": np.full(steps, len(self.tasks)),
             "index": self._frames + row,
             "task_index": np.full(steps, task),
         }
         return {name: values.astype(BOOKKEEPING[name].dtype)[:, None] for name, values in found.items()}
 
     def _info(self) -> dict[str, Any]:
-        contents, rate = self._contents, self._rate
+        contents, rate = self.contents, self._rate
         features = {name: self._described(name, look) for name, look in contents.features.items()}
         own = {name: {"dtype": look.dtype.name, "shape": [1], "names": None} for name, look in BOOKKEEPING.items()}
         return {
             "codebase_version": "v3.0",
             "robot_type": contents.facts.robot,
-            "total_episodes": self._episodes,
+            "total_episodes": len(self.tasks),
             "total_frames": self._frames,
-            "total_tasks": len(self._tasks),
+            "total_tasks": len(self._numbers),
             "chunks_size": _CHUNK,
             "data_files_size_in_mb": DATA_MEGABYTES,
             "video_files_size_in_mb": VIDEO_MEGABYTES,
             "fps": int(rate) if rate == int(rate) else rate,
             "splits": {name: _spans(numbers) for name, numbers in contents.subsets.items()}
-            or {"train": f"0:{self._episodes}"},
+            or {"train": f"0:{len(self.tasks)}"},
             "data_path": DATA,
             "video_path": VIDEOS if self._films else None,
             "features": features | own,
         }
 
     def _described(self, name: str, look: Feature) -> dict[str, Any]:
-        kind, facts = self._kinds[name], self._contents.facts
+        kind, facts = self._kinds[name], self.contents.facts
         names = facts.names.get(name, ())
         fits = look.shape == (len(names),)
-        found: dict[str, Any] = {"dtype": look.dtype.name, "shape": [*look.shape] or [1], "names": None}
+        found: dict[str, Any] = {"dtype": look.dtype.name, "shape": [*look.shape] or [1]}
         found["names"] = [*names] if fits else None
         if kind is not Kind.COLUMN:
             found |= {"dtype": kind.value, "names": ["height", "width", "channels"]}
@@ -178,7 +163,7 @@ class Writer(Sink):
         return found | ({"info": about} if about else {})
 
     def _write_json(self, name: str, plain: Mapping[str, Any]) -> None:
-        (self._aside / name).write_text(json.dumps(plain, indent=2))
+        (self.aside / name).write_text(json.dumps(plain, indent=2))
 
 
 class _Tables:
@@ -245,8 +230,8 @@ def _rate(facts: Facts, rate: float | None) -> float:
     found = facts.rate or rate
     if found is None:
         raise ValueError(
-            "lerobot needs a rate, which the source does not say: give rows a second by LeRobot(rate=...), or by "
-            "Facts(rate=...) of the episodes"
+            "lerobot needs a rate, which the source does not say: give rows a second by LeRobot(rate=...), by "
+            "Facts(rate=...) of the episodes, or by --rate of poise dataset convert"
         )
     return found
 
@@ -272,11 +257,8 @@ def _statistics(source: Source) -> dict[str, Any]:
         if is_image(look):
             lists = {key: (value / 255).reshape(-1, 1, 1).tolist() for key, value in one.named().items()}
         else:
-            lists = {key: value.reshape(look.shape).tolist() for key, value in one.named().items()}
-            lists |= {
-                key: value.astype(look.dtype).reshape(look.shape).tolist()
-                for key, value in (("min", one.minimum), ("max", one.maximum))
-            }
+            extremes = {key: value.astype(look.dtype) for key, value in (("min", one.minimum), ("max", one.maximum))}
+            lists = {key: value.reshape(look.shape).tolist() for key, value in (one.named() | extremes).items()}
         found[name] = lists | {"count": steps}
     return found
 

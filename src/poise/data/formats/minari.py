@@ -58,15 +58,11 @@ class Minari(Format):
         folder = _folder(path)
         with ExitStack() as stack:
             meta = _metadata(folder)
-            source = _Dataset(folder, Hdf5(inside(folder, _MAIN, _MAIN), stack), meta, stack)
-            stack.pop_all()
-            return source
+            return _Dataset(folder, Hdf5(inside(folder, _MAIN), stack), meta, stack)
 
     def create(self, path: Path, contents: Contents) -> NoReturn:
         """Refused."""
-        raise ValueError(
-            f"minari is only read, and cannot write {path}: choose another format, such as zarr or robomimic"
-        )
+        raise ValueError(f"minari is only read, got {path} to write: choose another format, such as zarr or robomimic")
 
 
 class _Leaf(NamedTuple):
@@ -95,44 +91,32 @@ class _Dataset(Source):
             raise DataError(
                 folder, f"{_META}: total_episodes", f"is {found}, expected as many, at least 1: download it anew"
             )
-        lengths = np.array([self._length(i) for i in range(count)])
+        lengths = np.array([file.length(f"episode_{i}", _SIGNALS[0], "total_steps") for i in range(count)])
         if meta.get("total_steps") != lengths.sum():
             found = f"{meta.get('total_steps')!r}, and the file holds {lengths.sum()}"
             raise DataError(folder, f"{_META}: total_steps", f"is {found}, expected as many: download it anew")
-        looks = {name: self._look(0, leaf) for name, leaf in self._leaves.items()}
+        looks = {
+            name: Feature(np.dtype(np.uint8), leaf.image) if leaf.image else file.feature(f"episode_0/{leaf.place}")
+            for name, leaf in self._leaves.items()
+        }
         roles = {name: role for name in looks if (role := _role(name))}
         facts = Facts(robot=_environment(folder / _META, meta), roles=roles)
         super().__init__(folder, Contents(looks, lengths, facts), stack.pop_all())
-
-    def _length(self, episode: int) -> int:
-        where = f"episode_{episode}"
-        shape, said = self._file.look(f"{where}/rewards")[1], self._file.attribute(where, "total_steps")
-        if len(shape) != 1 or not shape[0] or said not in (None, shape[0]):
-            found = f"has rewards {shape} and total_steps {said!r}"
-            raise DataError(self._file.path, where, f"{found}, expected as many rows, at least 1")
-        return shape[0]
-
-    def _look(self, episode: int, leaf: _Leaf) -> Feature:
-        if leaf.image is not None:
-            return Feature(np.dtype(np.uint8), leaf.image)
-        dtype, shape = self._file.look(f"episode_{episode}/{leaf.place}")
-        return Feature(dtype, shape[1:] or (1,))
 
     def rows(self, episode: int, names: Sequence[str]) -> dict[str, NDArray]:
         return {name: self._read(episode, name) for name in names}
 
     def _read(self, episode: int, name: str) -> NDArray:
         where, leaf = f"episode_{episode}/{self._leaves[name].place}", self._leaves[name]
-        look, length = self.contents.features[name], int(self.contents.lengths[episode])
-        rows: Any = self._file.array(where) if leaf.image is None else self._file.packets(where)
-        if len(rows) != length + leaf.extra or self._look(episode, leaf) != look:
-            found = f"{self._look(episode, leaf)} of {len(rows)} rows"
-            raise DataError(self._file.path, where, f"is {found}, expected {look} of {length + leaf.extra} rows")
+        look, steps = self.contents.features[name], int(self.contents.lengths[episode])
         if leaf.image is None:
-            return rows[:length].reshape(length, *look.shape)
+            return self._file.rows(where, look, steps + leaf.extra)[:steps]
+        packets = self._file.packets(where)
+        if len(packets) != steps + leaf.extra:
+            raise DataError(self._file.path, where, f"has {len(packets)} images, expected {steps + leaf.extra}")
         shape = leaf.image if len(leaf.image) == 3 else (*leaf.image, 1)
-        frames = [decode_image(self._file.path, f"{where}[{i}]", data, shape) for i, data in enumerate(rows[:length])]
-        return np.stack(frames).reshape(length, *leaf.image)
+        frames = [decode_image(self._file.path, f"{where}[{i}]", data, shape) for i, data in enumerate(packets[:steps])]
+        return np.stack(frames).reshape(steps, *leaf.image)
 
     def whole(self, names: Sequence[str]) -> None:
         """Episodes lie apart."""
@@ -153,7 +137,7 @@ def _folder(path: Path) -> Path:
 
 
 def _metadata(folder: Path) -> dict[str, Any]:
-    file = inside(folder, _META, _META)
+    file = inside(folder, _META)
     meta = read_json(file)
     if type(meta) is not dict:
         raise DataError(file, _META, f"is {type(meta).__name__}, expected an object")

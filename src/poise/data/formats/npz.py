@@ -2,10 +2,8 @@
 
 import json
 import math
-import os
 import tokenize
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -15,25 +13,15 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from poise.data.flat import Flat
-from poise.data.members import entries
+from poise.data.members import ZIP_ERRORS, entries
 from poise.data.source import Contents, Format, Rows, Sink, Source
 from poise.data.untrusted import MAX_FEATURES, DataError, affordable, broken, parsed
-from poise.data.writing import About, about, aside
+from poise.data.writing import Known
 
 _ENDS, _ABOUT = "episode_ends", "poise_about"
 _RESERVED = {_ENDS, _ABOUT, "file", "allow_pickle"}
 _DENSE = 2  # deflate makes constant images smaller than 1 / 1000, by not more than this
-_ERRORS = (
-    zipfile.BadZipFile,
-    EOFError,
-    OSError,
-    NotImplementedError,
-    RuntimeError,
-    SyntaxError,
-    ValueError,
-    tokenize.TokenError,
-    zlib.error,
-)
+_ERRORS = (*ZIP_ERRORS, SyntaxError, tokenize.TokenError)
 
 
 @dataclass(frozen=True)
@@ -53,7 +41,7 @@ class Npz(Format):
         if _ENDS not in arrays:
             raise DataError(path, _ENDS, f"is missing among {sorted(arrays)}: the exclusive end of every episode")
         ends, found = arrays.pop(_ENDS), arrays.pop(_ABOUT, None)
-        known = About() if found is None else About.of(path, _ABOUT, parsed(path, found.tobytes(), _ABOUT))
+        known = Known() if found is None else Known.of(path, _ABOUT, parsed(path, found.tobytes(), _ABOUT))
         columns = {name: array[:, None] if array.ndim == 1 else array for name, array in arrays.items()}
         return Flat(path, columns, ends, *known.checked(path, _ABOUT, len(ends) if ends.ndim else 0))
 
@@ -77,8 +65,6 @@ def _arrays(path: Path) -> dict[str, NDArray]:
 def _array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDArray:
     """One entry, once its header is found to agree with its size."""
     with broken(path, entry.filename, *_ERRORS):
-        if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise ValueError(f"got compression {entry.compress_type}, expected stored or deflated")
         with archive.open(entry) as file:
             version = npy.read_magic(file)
             read_header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
@@ -93,31 +79,21 @@ def _array(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> NDAr
 
 class _Archive(Sink):
     def __init__(self, path: Path, contents: Contents) -> None:
-        self._path, self._contents = path, contents
+        super().__init__(path, contents)
         self._rows: dict[str, list[NDArray]] = {name: [] for name in contents.features}
-        self._tasks: list[str] = []
 
-    def append(self, rows: Rows, task: str = "") -> None:
+    def write(self, rows: Rows, steps: int, task: str) -> None:
         for name, kept in self._rows.items():
             kept.append(np.array(rows[name]))
-        self._tasks.append(task)
 
     def finish(self) -> None:
-        if not self._tasks:
-            raise ValueError("npz got no episode to write, expected at least one")
-        first = next(iter(self._rows.values()))
         arrays: dict[str, Any] = {name: np.concatenate(kept) for name, kept in self._rows.items()}
-        arrays[_ENDS] = np.cumsum([len(rows) for rows in first])
-        arrays[_ABOUT] = np.frombuffer(json.dumps(about(self._contents, self._tasks)).encode(), np.uint8)
-        place = aside(self._path)
-        try:
-            with place.open("wb") as file:  # a path without `.npz` would get one
-                np.savez_compressed(file, **arrays)
-            os.replace(place, self._path)
-        finally:
-            place.unlink(missing_ok=True)
+        arrays[_ENDS] = np.cumsum([len(rows) for rows in next(iter(self._rows.values()))])
+        arrays[_ABOUT] = np.frombuffer(json.dumps(self.known().plain()).encode(), np.uint8)
+        with self.aside.open("wb") as file:  # a path without `.npz` would get one
+            np.savez_compressed(file, **arrays)
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         self._rows.clear()
 
 

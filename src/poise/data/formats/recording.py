@@ -10,7 +10,6 @@ Opening compares sizes alone, as reading gigabytes at every start would take too
 
 import hashlib
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +19,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.data.appending import begin, synced
+from poise.data.appending import begin
 from poise.data.flat import Flat
 from poise.data.folder import HEADER, INDEX, Line, described, header, row_bytes, rows_file
 from poise.data.mapped import release
@@ -59,12 +58,12 @@ class _Mapped(Source):
         if not self._lines:
             raise DataError(path, INDEX, "has no complete line, expected at least one episode: record one first")
         super().__init__(path, contents)
-        self._steps = int(contents.lengths.sum())
+        self._steps = int(contents.ends[-1])
         arrays = {
             name: np.memmap(rows_file(path, number), look.dtype, "r", shape=(self._steps, *look.shape))
             for number, (name, look) in enumerate(contents.features.items())
         }
-        self._flat = Flat(path, arrays, contents.lengths.cumsum())
+        self._flat = Flat(path, arrays, contents.ends)
 
     def rows(self, episode: int, names: Sequence[str]) -> dict[str, NDArray]:
         return self._flat.rows(episode, names)
@@ -91,39 +90,32 @@ class _Mapped(Source):
 
 
 class _Packed(Sink):
-    """A recording in one piece, written aside and put in its place at the end.
+    """A recording in one piece.
 
     Large writes let the system keep large pages of the files, which are mapped thirty times as fast as small ones.
     """
 
     def __init__(self, path: Path, contents: Contents) -> None:
-        self._path, self._aside = path, path.with_name(f".{os.getpid()}.{path.name}")
-        begin(self._aside, contents)
-        self._looks = header(self._aside)[0]
-        self._rows = [rows_file(self._aside, number).open("wb", _BUFFER) for number in range(len(self._looks))]
-        self._index = (self._aside / INDEX).open("wb", _BUFFER)
+        super().__init__(path, contents)
+        begin(self.aside, contents)
+        self._looks = header(self.aside)[0]
+        self._rows = [rows_file(self.aside, number).open("wb", _BUFFER) for number in range(len(self._looks))]
+        self._index = (self.aside / INDEX).open("wb", _BUFFER)
 
-    def append(self, rows: Rows, task: str = "") -> None:
-        digests, length = [], len(rows[next(iter(self._looks))])
+    def write(self, rows: Rows, steps: int, task: str) -> None:
+        digests = []
         for file, (name, look) in zip(self._rows, self._looks.items(), strict=True):
-            plain = np.ascontiguousarray(rows[name].reshape(length, *look.shape), look.dtype)
+            plain = np.ascontiguousarray(rows[name].reshape(steps, *look.shape), look.dtype)
             file.write(plain.data)
             digests.append(hashlib.sha256(plain.data).hexdigest())
-        self._index.write(Line(length, task, tuple(digests)).text())
+        self._index.write(Line(steps, task, tuple(digests)).text())
 
     def finish(self) -> None:
-        try:
-            for file in (*self._rows, self._index):
-                file.flush()
-                os.fsync(file.fileno())
-                file.close()
-            os.rename(self._aside, self._path)
-            synced(self._path.parent)
-        finally:
-            self.abandon()
+        for file in (*self._rows, self._index):
+            file.flush()
+            os.fsync(file.fileno())
 
-    def abandon(self) -> None:
-        shutil.rmtree(self._aside, ignore_errors=True)
+    def close(self) -> None:
         for file in (*self._rows, self._index):
             with suppress(OSError):  # of a disk that is full
                 file.close()

@@ -17,7 +17,6 @@ that features had, and the other facts.
 
 import json
 import math
-import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -30,9 +29,9 @@ from numpy.typing import NDArray
 
 from poise.data.facts import Facts, Role
 from poise.data.hdf5 import Hdf5, created, is_hdf5
-from poise.data.source import Contents, Feature, Finding, Format, Rows, Sink, Source
+from poise.data.source import Contents, Finding, Format, Rows, Sink, Source
 from poise.data.untrusted import MAX_FEATURES, MAX_JSON, DataError, parsed
-from poise.data.writing import About, about, aside, member, remove
+from poise.data.writing import Known, member
 
 _ABOUT = "poise_about"
 _DEMO = re.compile(r"demo_(\d{1,9})")
@@ -56,9 +55,7 @@ class Robomimic(Format):
     def open(self, path: Path) -> Source:
         """Read lengths and shapes; rows are read when they are asked for."""
         with ExitStack() as stack:
-            source = _Demos(path, Hdf5(path, stack), stack)
-            stack.pop_all()
-            return source
+            return _Demos(path, Hdf5(path, stack), stack)
 
     def create(self, path: Path, contents: Contents) -> Sink:
         """Write a demonstration at a time, uncompressed as robomimic does."""
@@ -69,11 +66,11 @@ class _Demos(Source):
     def __init__(self, path: Path, file: Hdf5, stack: ExitStack) -> None:
         self._file, self._demos = file, _demos(file)
         places = _places(file, self._demos[0])
-        lengths = np.array([_length(file, demo) for demo in self._demos])
+        lengths = np.array([file.length(demo, _ACTIONS, "num_samples") for demo in self._demos])
         known = _about(file, places)
         looks, roles = {}, {}
         for place, (name, role) in places.items():
-            looks[name] = _look(file, f"{self._demos[0]}/{place}")
+            looks[name] = file.feature(f"{self._demos[0]}/{place}")
             roles |= {name: role} if role else {}
         facts = known or Facts(*_environment(file), roles)
         tasks = tuple(_task(file, demo) for demo in self._demos)
@@ -82,16 +79,8 @@ class _Demos(Source):
         self._places = {name: place for place, (name, _) in places.items()}
 
     def rows(self, episode: int, names: Sequence[str]) -> dict[str, NDArray]:
-        return {name: self._read(episode, name) for name in names}
-
-    def _read(self, episode: int, name: str) -> NDArray:
-        where = f"{self._demos[episode]}/{self._places[name]}"
-        look, length = self.contents.features[name], int(self.contents.lengths[episode])
-        found, rows = _look(self._file, where), self._file.look(where)[1][0]
-        if found != look or rows != length:
-            found = f"{found.dtype} ({rows}, {found.shape})"
-            raise DataError(self.path, where, f"is {found}, expected {look.dtype} ({length}, {look.shape}) as before")
-        return self._file.array(where).reshape(length, *look.shape)
+        demo, steps, looks = self._demos[episode], int(self.contents.lengths[episode]), self.contents.features
+        return {name: self._file.rows(f"{demo}/{self._places[name]}", looks[name], steps) for name in names}
 
     def whole(self, names: Sequence[str]) -> None:
         """Demonstrations lie apart."""
@@ -106,20 +95,9 @@ def _demos(file: Hdf5) -> list[str]:
     found = file.names("data")
     strange = [name for name in found if not _DEMO.fullmatch(name)]
     if strange or not found:
-        raise DataError(
-            file.path, "data", f"holds {strange[:5] or 'nothing'}, expected demonstrations demo_0, demo_1, ..."
-        )
+        problem = f"holds {strange[:5] or 'nothing'}, expected demonstrations demo_0, demo_1, ..."
+        raise DataError(file.path, "data", problem)
     return [f"data/{name}" for name in sorted(found, key=lambda name: int(name[5:]))]
-
-
-def _length(file: Hdf5, demo: str) -> int:
-    """Rows of a demonstration: those of its actions, with which `num_samples` agrees."""
-    shape, said = file.look(f"{demo}/{_ACTIONS}")[1], file.attribute(demo, "num_samples")
-    if not shape or not shape[0] or said not in (None, shape[0]):
-        raise DataError(
-            file.path, demo, f"has actions {shape} and num_samples {said!r}, expected as many rows, at least 1"
-        )
-    return shape[0]
 
 
 def _places(file: Hdf5, demo: str) -> dict[str, tuple[str, Role | None]]:
@@ -134,25 +112,21 @@ def _places(file: Hdf5, demo: str) -> dict[str, tuple[str, Role | None]]:
     for key in file.names(f"{demo}/action_dict") if "action_dict" in names else ():
         found[f"action_dict/{key}"] = (f"action_dict.{key}", Role.ACTION)
     if len({name for name, _ in found.values()}) != len(found) or len(found) > MAX_FEATURES:
-        raise DataError(
-            file.path, demo, f"holds {len(found)} arrays, expected at most {MAX_FEATURES}, of different names"
-        )
+        problem = f"holds {len(found)} arrays, expected at most {MAX_FEATURES}, of different names"
+        raise DataError(file.path, demo, problem)
     return found
 
 
-def _look(file: Hdf5, where: str) -> Feature:
-    dtype, shape = file.look(where)
-    if not shape:
-        raise DataError(file.path, where, "is a single number, expected a row a step")
-    return Feature(dtype, shape[1:] or (1,))
+def _object(file: Hdf5, where: str, name: str) -> dict[str, Any]:
+    """The object of JSON in an attribute; empty if there is none."""
+    text = file.attribute(where, name)
+    found = parsed(file.path, text.encode(), f"{where}: {name}") if type(text) is str else None
+    return found if type(found) is dict else {}
 
 
 def _environment(file: Hdf5) -> tuple[float | None, str | None]:
     """Rate and name that `env_args` gives."""
-    text = file.attribute("data", "env_args")
-    found = parsed(file.path, text.encode(), "data: env_args") if type(text) is str else None
-    if type(found) is not dict:
-        return None, None
+    found = _object(file, "data", "env_args")
     inner, name = found.get("env_kwargs"), found.get("env_name")
     rate = inner.get("control_freq") if type(inner) is dict else None
     known = float(rate) if isinstance(rate, int | float) and 0 < rate < 1e6 else None
@@ -160,9 +134,7 @@ def _environment(file: Hdf5) -> tuple[float | None, str | None]:
 
 
 def _task(file: Hdf5, demo: str) -> str:
-    text = file.attribute(demo, "ep_meta")
-    found = parsed(file.path, text.encode(), f"{demo}: ep_meta") if type(text) is str else None
-    task = found.get("lang") if type(found) is dict else None
+    task = _object(file, demo, "ep_meta").get("lang")
     return task if type(task) is str else ""
 
 
@@ -186,7 +158,7 @@ def _about(file: Hdf5, places: dict[str, tuple[str, Role | None]]) -> Facts | No
     if size > MAX_JSON:
         raise DataError(file.path, _ABOUT, f"has {size} bytes, expected at most {MAX_JSON}")
     plain = parsed(file.path, file.array(_ABOUT).tobytes(), _ABOUT)
-    facts = About.of(file.path, _ABOUT, plain).facts
+    facts = Known.of(file.path, _ABOUT, plain).facts
     names = plain.get("names")
     if type(names) is not dict or set(names) != set(places) or len({*map(str, names.values())}) != len(names):
         raise DataError(file.path, _ABOUT, f"names {str(names)[:200]}, expected one name for each of {sorted(places)}")
@@ -197,51 +169,37 @@ def _about(file: Hdf5, places: dict[str, tuple[str, Role | None]]) -> Facts | No
 
 class _Writer(Sink):
     def __init__(self, path: Path, contents: Contents) -> None:
-        self._path, self._aside, self._contents = path, aside(path), contents
+        super().__init__(path, contents)
         self._places = _written(contents)
         for name in contents.subsets:
             member("robomimic", name)
-        self._tasks: list[str] = []
         self._total = 0
-        self._file = created(self._aside)
+        self._file = created(self.aside)
         self._data = self._file.create_group("data")
 
-    def append(self, rows: Rows, task: str = "") -> None:
-        steps = {len(rows[name]) for name in self._places}
-        if len(steps) != 1:
-            raise ValueError(f"robomimic got an episode whose features have {sorted(steps)} rows, expected one number")
-        demo = self._data.create_group(f"demo_{len(self._tasks)}")
+    def write(self, rows: Rows, steps: int, task: str) -> None:
+        demo = self._data.create_group(f"demo_{len(self.tasks)}")
         for name, place in self._places.items():
-            look = self._contents.features[name]
+            look = self.contents.features[name]
             single = place in _TOP[1:3] and math.prod(look.shape) == 1
             values = np.asarray(rows[name], look.dtype)
             demo.create_dataset(place, data=values.reshape(-1) if single else values)
-        demo.attrs["num_samples"] = steps.pop()
+        demo.attrs["num_samples"] = steps
         if task:
             demo.attrs["ep_meta"] = json.dumps({"lang": task})
-        self._total += int(demo.attrs["num_samples"])
-        self._tasks.append(task)
+        self._total += steps
 
     def finish(self) -> None:
-        try:
-            if not self._tasks:
-                raise ValueError("robomimic got no episode to write, expected at least one")
-            environment = {"env_name": self._contents.facts.robot or "", "env_type": _GYM, "env_kwargs": {}}
-            self._data.attrs["total"] = self._total
-            self._data.attrs["env_args"] = json.dumps(environment)
-            for name, chosen in self._contents.subsets.items():
-                self._file[f"mask/{name}"] = np.array([f"demo_{i}".encode() for i in chosen], "S")
-            plain: dict[str, Any] = about(Contents({}, np.zeros(0, np.int64), self._contents.facts), ())
-            plain["names"] = {place: name for name, place in self._places.items()}
-            self._file[_ABOUT] = np.frombuffer(json.dumps(plain).encode(), np.uint8)
-            self._file.close()
-            os.replace(self._aside, self._path)
-        finally:
-            self.abandon()
+        environment = {"env_name": self.contents.facts.robot or "", "env_type": _GYM, "env_kwargs": {}}
+        self._data.attrs["total"] = self._total
+        self._data.attrs["env_args"] = json.dumps(environment)
+        for name, chosen in self.contents.subsets.items():
+            self._file[f"mask/{name}"] = np.array([f"demo_{i}".encode() for i in chosen], "S")
+        plain = Known(self.contents.facts).plain() | {"names": {place: name for name, place in self._places.items()}}
+        self._file[_ABOUT] = np.frombuffer(json.dumps(plain).encode(), np.uint8)
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         self._file.close()
-        remove(self._aside)
 
 
 def _written(contents: Contents) -> Mapping[str, str]:

@@ -14,7 +14,6 @@ exceed 1 MiB, so that few images are decoded for one.
 
 import itertools
 import json
-import os
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -32,7 +31,7 @@ from poise.data.flat import episode_lengths
 from poise.data.members import Folder, Members, Zip
 from poise.data.source import Contents, Feature, Finding, Format, Rows, Sink, Source
 from poise.data.untrusted import MAX_EPISODES, MAX_FEATURES, DataError
-from poise.data.writing import About, about, aside, member, remove
+from poise.data.writing import Known, member
 
 _ROLES = {
     "action": Role.ACTION,
@@ -68,10 +67,7 @@ class Zarr(Format):
     def open(self, path: Path) -> Source:
         """Read what the arrays are; chunks are decoded when their rows are asked for."""
         with ExitStack() as stack:
-            members = Zip(path, stack) if path.is_file() else Folder(path)
-            source = _Buffer(path, members, stack)
-            stack.pop_all()
-            return source
+            return _Buffer(path, Zip(path, stack) if path.is_file() else Folder(path), stack)
 
     def create(self, path: Path, contents: Contents) -> Sink:
         """Write chunk by chunk, into a zip if the path ends so."""
@@ -127,17 +123,15 @@ class _Buffer(Source):
         ends = _Array(members, _ENDS)
         if len(ends.layout.shape) != 1 or not 0 < ends.layout.shape[0] <= MAX_EPISODES:
             raise DataError(path, _ENDS, f"has the shape {ends.layout.shape}, expected one end an episode")
-        self._ends = ends.rows(0, ends.layout.shape[0])
-        lengths = episode_lengths(path, _ENDS, self._ends, {n: a.layout.shape[0] for n, a in self._arrays.items()})
+        steps = {name: array.layout.shape[0] for name, array in self._arrays.items()}
+        lengths = episode_lengths(path, _ENDS, ends.rows(0, ends.layout.shape[0]), steps)
         looks = {name: _look(array.layout) for name, array in self._arrays.items()}
         known = _about(members, looks).checked(path, ".zattrs", len(lengths))
         super().__init__(path, Contents(looks, lengths, *known), stack.pop_all())
 
     def rows(self, episode: int, names: Sequence[str]) -> dict[str, NDArray]:
-        last = int(self._ends[episode])
-        first = last - int(self.contents.lengths[episode])
-        looks = self.contents.features
-        return {name: self._arrays[name].rows(first, last).reshape(-1, *looks[name].shape) for name in names}
+        span, looks = self.contents.span(episode), self.contents.features
+        return {name: self._arrays[name].rows(*span).reshape(-1, *looks[name].shape) for name in names}
 
     def whole(self, names: Sequence[str]) -> None:
         """By episode is as fast, since the last band is kept."""
@@ -156,45 +150,35 @@ def _check_root(members: Members) -> None:
     if "zarr.json" in files:
         raise DataError(members.path, "zarr.json", "is zarr format 3, expected format 2, as Diffusion Policy writes it")
     if not {"data", "meta"} <= set(folders):
-        raise DataError(
-            members.path,
-            "root",
-            f"holds the folders {folders[:10]}, expected data and meta: a replay buffer; a zip of one has no folder "
-            "around it",
-        )
-    if not 0 < len(members.folders("data")) <= MAX_FEATURES:
-        raise DataError(
-            members.path, "data", f"holds {len(members.folders('data'))} arrays, expected 1 to {MAX_FEATURES}"
-        )
+        problem = f"holds the folders {folders[:10]}, expected data and meta: a replay buffer"
+        raise DataError(members.path, "root", f"{problem}; a zip of one has no folder around it")
+    arrays = len(members.folders("data"))
+    if not 0 < arrays <= MAX_FEATURES:
+        raise DataError(members.path, "data", f"holds {arrays} arrays, expected 1 to {MAX_FEATURES}")
 
 
-def _about(members: Members, looks: Mapping[str, Feature]) -> About:
+def _about(members: Members, looks: Mapping[str, Feature]) -> Known:
     found = members.json("", ".zattrs") if ".zattrs" in members.sizes("") else {}
     if type(found) is dict and "poise" in found:
-        return About.of(members.path, ".zattrs: poise", found["poise"])
+        return Known.of(members.path, ".zattrs: poise", found["poise"])
     roles = {name: role for name in looks for pattern, role in _ROLES.items() if fnmatchcase(name, pattern)}
-    return About(Facts(roles=roles))
+    return Known(Facts(roles=roles))
 
 
 class _Writer(Sink):
     def __init__(self, path: Path, contents: Contents) -> None:
-        self._path, self._aside, self._contents = path, aside(path), contents
+        super().__init__(path, contents)
         for name in contents.features:
             member("zarr", name)
         self._layouts = {name: _layout(look) for name, look in contents.features.items()}
         self._waiting: dict[str, list[NDArray]] = {name: [] for name in contents.features}
         self._written = dict.fromkeys(contents.features, 0)
         self._lengths: list[int] = []
-        self._tasks: list[str] = []
         encode(np.zeros(1))  # a missing extra is named before anything is written
-        self._archive = zipfile.ZipFile(self._aside, "w", allowZip64=True) if path.suffix == ".zip" else None
+        self._archive = zipfile.ZipFile(self.aside, "w", allowZip64=True) if path.suffix == ".zip" else None
 
-    def append(self, rows: Rows, task: str = "") -> None:
-        lengths = {len(rows[name]) for name in self._waiting}
-        if len(lengths) != 1:
-            raise ValueError(f"zarr got an episode whose features have {sorted(lengths)} rows, expected one number")
-        self._lengths.append(lengths.pop())
-        self._tasks.append(task)
+    def write(self, rows: Rows, steps: int, task: str) -> None:
+        self._lengths.append(steps)
         for name, layout in self._layouts.items():
             self._waiting[name].append(np.array(rows[name], layout.dtype).reshape(-1, *layout.shape[1:]))
             self._drain(name, layout.chunks[0])
@@ -214,36 +198,26 @@ class _Writer(Sink):
         self._waiting[name] = [rows]
 
     def finish(self) -> None:
-        try:
-            if not self._lengths:
-                raise ValueError("zarr got no episode to write, expected at least one")
-            for group in ("", "data/", "meta/"):
-                self._put(f"{group}.zgroup", b'{"zarr_format": 2}')
-            steps = sum(self._lengths)
-            for name, layout in self._layouts.items():
-                self._drain(name, 1)
-                whole = Layout((steps, *layout.shape[1:]), layout.chunks, layout.dtype)
-                self._put(f"data/{name}/.zarray", json.dumps(whole.plain()).encode())
-            ends = np.cumsum(self._lengths).astype("<i8")
-            self._put(f"{_ENDS}/.zarray", json.dumps(Layout(ends.shape, ends.shape, ends.dtype).plain()).encode())
-            self._put(f"{_ENDS}/0", encode(ends))
-            self._put(".zattrs", json.dumps({"poise": about(self._contents, self._tasks)}).encode())
-            if self._archive is not None:
-                self._archive.close()
-            os.replace(self._aside, self._path)
-        finally:
-            self.abandon()
+        for group in ("", "data/", "meta/"):
+            self._put(f"{group}.zgroup", b'{"zarr_format": 2}')
+        ends = np.cumsum(self._lengths).astype("<i8")
+        for name, layout in self._layouts.items():
+            self._drain(name, 1)
+            whole = Layout((int(ends[-1]), *layout.shape[1:]), layout.chunks, layout.dtype)
+            self._put(f"data/{name}/.zarray", json.dumps(whole.plain()).encode())
+        self._put(f"{_ENDS}/.zarray", json.dumps(Layout(ends.shape, ends.shape, ends.dtype).plain()).encode())
+        self._put(f"{_ENDS}/0", encode(ends))
+        self._put(".zattrs", json.dumps({"poise": self.known().plain()}).encode())
 
-    def abandon(self) -> None:
+    def close(self) -> None:
         if self._archive is not None:
             self._archive.close()
-        remove(self._aside)
 
     def _put(self, name: str, data: bytes) -> None:
         if self._archive is not None:
             self._archive.writestr(name, data)
         else:
-            file = self._aside / name
+            file = self.aside / name
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(data)
 

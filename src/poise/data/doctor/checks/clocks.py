@@ -29,28 +29,20 @@ class Clock(ColumnCheck):
     def _finding(self, column: Column, rows: NDArray[np.intp], steps: NDArray[np.float64], period: float) -> Finding:
         back = np.flatnonzero(steps < 0)
         first = int(back[0]) if len(back) else 0
-        episode, frame = column.place(int(rows[first]))
+        place = column.place(int(rows[first]))
         if len(back):
-            return Finding(
-                "reversed",
-                Severity.ERROR,
+            words = (
                 f"{column.feature} goes back by {-steps[first]:.4g} here, and {len(back)} times in the episode: sort "
-                "the frames by their time, or drop the episode",
-                column.feature,
-                episode,
-                frame,
+                "the frames by their time, or drop the episode"
             )
+            return Finding("reversed", Severity.ERROR, words, column.feature, *place)
         lost = np.abs(steps - period).max() > _LOST * period
-        return Finding(
-            "timestamps",
-            Severity.ERROR if lost else Severity.WARNING,
+        words = (
             f"{column.feature} goes on by {steps[0]:.4g} instead of {period:.4g} here, and is off the grid in "
             f"{len(rows)} steps of the episode: {'frames are missing or doubled; ' if lost else ''}resample the "
-            "episode at a constant rate, or correct the rate of the dataset",
-            column.feature,
-            episode,
-            frame,
+            "episode at a constant rate, or correct the rate of the dataset"
         )
+        return Finding("timestamps", Severity.ERROR if lost else Severity.WARNING, words, column.feature, *place)
 
 
 def _period(about: About, column: Column) -> float:

@@ -32,15 +32,11 @@ class Frozen(EpisodeCheck):
         for first, length in runs(same):
             if length + 1 >= _FROZEN and moving[first : first + length].any():
                 what = f"{feature} repeats" if feature else "all observations repeat"
-                yield Finding(
-                    "frozen",
-                    Severity.WARNING,
+                words = (
                     f"{what} bit by bit for {length + 1} rows from here, while other things move: check whether the "
-                    "sensor hung, and cut these rows out",
-                    feature,
-                    seen.number,
-                    first,
+                    "sensor hung, and cut these rows out"
                 )
+                yield Finding("frozen", Severity.WARNING, words, feature, seen.number, first)
 
 
 class Still(EpisodeCheck):
@@ -50,14 +46,8 @@ class Still(EpisodeCheck):
         """A finding a camera."""
         for name in about.cameras:
             if name in seen.same and seen.length > 1 and seen.same[name].all():
-                yield Finding(
-                    "still",
-                    Severity.ERROR,
-                    f"{name} shows the same image in all {seen.length} rows: drop the episode, or leave the camera out",
-                    name,
-                    seen.number,
-                    0,
-                )
+                words = f"{name} shows the same image in all {seen.length} rows: drop it, or leave the camera out"
+                yield Finding("still", Severity.ERROR, words, name, seen.number, 0)
 
 
 class Pixels(EpisodeCheck):
@@ -72,23 +62,15 @@ class Pixels(EpisodeCheck):
             kind = about.contents.features[name].dtype
             if kind != np.uint8 and name not in self._told:
                 self._told.add(name)
-                yield Finding(
-                    "image-type",
-                    Severity.WARNING,
+                words = (
                     f"{name} holds images of {kind}, and training takes uint8 from 0 to 255: convert them, after "
-                    "multiplying by 255 where white is 1",
-                    name,
+                    "multiplying by 255 where white is 1"
                 )
-            if not finite.all():
-                yield Finding(
-                    "nan",
-                    Severity.ERROR,
-                    f"{name} has NaN or infinity in {(~finite).sum()} images of the episode, first here: drop the "
-                    "episode",
-                    name,
-                    seen.number,
-                    int(np.flatnonzero(~finite)[0]),
-                )
+                yield Finding("image-type", Severity.WARNING, words, name)
+            bad = np.flatnonzero(~finite)
+            if len(bad):
+                words = f"{name} has NaN or infinity in {len(bad)} images of the episode, first here: drop the episode"
+                yield Finding("nan", Severity.ERROR, words, name, seen.number, int(bad[0]))
 
 
 class Doubled(EpisodeCheck):
@@ -101,14 +83,8 @@ class Doubled(EpisodeCheck):
         """A finding a copy."""
         original = self._known.setdefault(seen.digest, seen.number)
         if original != seen.number:
-            yield Finding(
-                "duplicate",
-                Severity.WARNING,
-                f"the episode equals episode {original} bit by bit: drop one of the two",
-                None,
-                seen.number,
-                0,
-            )
+            words = f"the episode equals episode {original} bit by bit: drop one of the two"
+            yield Finding("duplicate", Severity.WARNING, words, None, seen.number, 0)
 
 
 class Short(EpisodeCheck):
@@ -117,15 +93,11 @@ class Short(EpisodeCheck):
     def episode(self, about: About, seen: Seen) -> Iterator[Finding]:
         """At most one finding."""
         if seen.length < about.horizon:
-            yield Finding(
-                "short",
-                Severity.WARNING,
+            words = (
                 f"the episode has {seen.length} rows, fewer than the horizon of {about.horizon}: drop it, or plan with "
-                "a shorter horizon",
-                None,
-                seen.number,
-                0,
+                "a shorter horizon"
             )
+            yield Finding("short", Severity.WARNING, words, None, seen.number, 0)
 
 
 def _any_changes(seen: Seen, names: Sequence[str]) -> NDArray[np.bool_]:

@@ -33,16 +33,11 @@ class Jump(ColumnCheck):
         change = column.steps()
         for row in _jumps(column, change):
             if not _is_turn(change[row]):
-                episode, frame = column.place(row)
-                yield Finding(
-                    "jump",
-                    Severity.WARNING,
+                words = (
                     f"{about.label(column)} jumps by {change[row]:.4g} in one step: look at the frames around it, and "
-                    "cut the episode there or drop it",
-                    column.feature,
-                    episode,
-                    frame,
+                    "cut the episode there or drop it"
                 )
+                yield Finding("jump", Severity.WARNING, words, column.feature, *column.place(row))
 
 
 class Wrap(ColumnCheck):
@@ -55,16 +50,11 @@ class Wrap(ColumnCheck):
         change = column.steps()
         rows = [row for row in _jumps(column, change) if _is_turn(change[row])]
         if rows:
-            episode, frame = column.place(rows[0])
-            yield Finding(
-                "wrap",
-                Severity.WARNING,
+            words = (
                 f"{about.label(column)} jumps by about a whole turn {len(rows)} times, first here: give the angle as "
-                "sine and cosine, or unwrap it",
-                column.feature,
-                episode,
-                frame,
+                "sine and cosine, or unwrap it"
             )
+            yield Finding("wrap", Severity.WARNING, words, column.feature, *column.place(rows[0]))
 
 
 def _is_turn(step: float) -> bool:

@@ -18,16 +18,11 @@ class NotFinite(ColumnCheck):
     def column(self, about: About, column: Column) -> Iterator[Finding]:
         """A finding an episode."""
         for rows in column.by_episode(np.flatnonzero(~np.isfinite(column.values))):
-            episode, frame = column.place(rows[0])
-            yield Finding(
-                "nan",
-                Severity.ERROR,
+            words = (
                 f"{about.label(column)} is NaN or infinite in {len(rows)} rows of the episode, first here: repair them "
-                "from their neighbours, or drop the episode",
-                column.feature,
-                episode,
-                frame,
+                "from their neighbours, or drop the episode"
             )
+            yield Finding("nan", Severity.ERROR, words, column.feature, *column.place(rows[0]))
 
 
 class Constant(ColumnCheck):
@@ -37,12 +32,8 @@ class Constant(ColumnCheck):
         """One finding, of the whole dataset."""
         finite = column.values[np.isfinite(column.values)]
         if len(finite) > 1 and about.judges(column) and finite.min() == finite.max():
-            yield Finding(
-                "constant",
-                Severity.WARNING,
-                f"{about.label(column)} is {finite[0]:g} in every row: check the sensor, or leave the dimension out",
-                column.feature,
-            )
+            words = f"{about.label(column)} is {finite[0]:g} in every row: check the sensor, or leave the dimension out"
+            yield Finding("constant", Severity.WARNING, words, column.feature)
 
 
 class Saturated(ColumnCheck):
@@ -57,16 +48,11 @@ class Saturated(ColumnCheck):
             at = column.values == limit
             if at.mean() > _SATURATED:
                 first, _ = max(runs(at), key=lambda run: run[1])
-                episode, frame = column.place(first)
-                yield Finding(
-                    "saturated",
-                    Severity.WARNING,
+                words = (
                     f"{about.label(column)} is at its {word} value {limit:g} in {at.mean():.0%} of the rows, longest "
-                    "from here on: widen the limits of teleoperation, or scale actions so that they are not cut off",
-                    column.feature,
-                    episode,
-                    frame,
+                    "from here on: widen the limits of teleoperation, or scale actions so that they are not cut off"
                 )
+                yield Finding("saturated", Severity.WARNING, words, column.feature, *column.place(first))
 
 
 __all__ = ["Constant", "NotFinite", "Saturated"]

@@ -26,6 +26,7 @@ import torch
 from latency import HERE, machine
 from matplotlib import pyplot as plt
 from numpy.typing import NDArray
+from safetensors.torch import save_file
 from tqdm import tqdm
 
 from poise import (
@@ -77,12 +78,12 @@ def write_windows(recipe: Recipe, data: Path, file: Path) -> None:
     windows = Windows(Episodes(rows, episodes.ends), (STATE, ENVIRONMENT), 2, 16, 7, lead=1)
     batch = windows[torch.arange(len(windows))]
     arrays = {**batch.observation, "action": batch.actions, "action_is_pad": ~batch.real}
-    np.savez(file, **{name: values.numpy() for name, values in arrays.items()})
+    save_file({name: values.contiguous() for name, values in arrays.items()}, file)
 
 
 def lerobot(arguments: argparse.Namespace, recipe: Recipe) -> list[dict[str, Any]]:
     """Train LeRobot's; a row a checkpoint."""
-    file, out = arguments.out / "windows.npz", arguments.out / "lerobot"
+    file, out = arguments.out / "windows.safetensors", arguments.out / "lerobot"
     write_windows(recipe, arguments.data, file)
     options = {"minutes": arguments.minutes, "parts": arguments.parts, "batch": BATCH, "threads": arguments.threads}
     command = [arguments.peers / "bin" / "python", HERE / "head_to_head_driver.py", file, out]

@@ -6,24 +6,25 @@ checkpoint goes to standard output.
 """
 
 import argparse
+import importlib
 import json
 import os
 import sys
 import time
 from pathlib import Path
-
-import numpy as np
-
-os.environ["HF_HUB_OFFLINE"] = "1"
+from typing import Any
 
 import torch
-from lerobot.configs.types import FeatureType, NormalizationMode, PolicyFeature
-from lerobot.policies.diffusion.configuration_diffusion import DiffusionConfig
-from lerobot.policies.diffusion.modeling_diffusion import DiffusionPolicy
-from lerobot.policies.diffusion.processor_diffusion import make_diffusion_pre_post_processors
+from safetensors.torch import load_file
 
 CLIP = 10.0  # LeRobot's own
 TIMED = 20  # steps that tell how many fit into the time
+
+
+def lerobot(module: str) -> Any:
+    """A module of the peer, which only the peers' Python has."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    return importlib.import_module(f"lerobot.{module}")
 
 
 def normalised(data: dict[str, torch.Tensor], stats: dict[str, dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
@@ -48,16 +49,13 @@ def main() -> None:
     os.dup2(2, 1)
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    data = {name: torch.from_numpy(rows) for name, rows in np.load(arguments.data).items()}
-    inputs = {
-        "observation.state": PolicyFeature(FeatureType.STATE, (data["observation.state"].shape[-1],)),
-        "observation.environment_state": PolicyFeature(
-            FeatureType.ENV, (data["observation.environment_state"].shape[-1],)
-        ),
-    }
-    outputs = {"action": PolicyFeature(FeatureType.ACTION, (data["action"].shape[-1],))}
-    limits = dict.fromkeys(("STATE", "ENV", "ACTION"), NormalizationMode.MIN_MAX)  # its default has none for ENV
-    config = DiffusionConfig(
+    data = load_file(arguments.data)
+    types = lerobot("configs.types")
+    kinds = {"observation.state": "STATE", "observation.environment_state": "ENV", "action": "ACTION"}
+    outputs = {n: types.PolicyFeature(types.FeatureType[k], (data[n].shape[-1],)) for n, k in kinds.items()}
+    inputs = {n: outputs.pop(n) for n in kinds if n != "action"}
+    limits = dict.fromkeys(("STATE", "ENV", "ACTION"), types.NormalizationMode.MIN_MAX)  # its default has none for ENV
+    config = lerobot("policies.diffusion.configuration_diffusion").DiffusionConfig(
         input_features=inputs,
         output_features=outputs,
         normalization_mapping=limits,
@@ -70,9 +68,9 @@ def main() -> None:
         for name in (*inputs, "action")
     }
     rows = normalised(data, stats)
-    policy = DiffusionPolicy(config).train()
+    policy = lerobot("policies.diffusion.modeling_diffusion").DiffusionPolicy(config).train()
     optimiser = torch.optim.AdamW(policy.get_optim_params(), **preset(config))
-    processors = make_diffusion_pre_post_processors(config, stats)
+    processors = lerobot("policies.diffusion.processor_diffusion").make_diffusion_pre_post_processors(config, stats)
     step, schedule, begin, saved = 0, None, time.perf_counter(), 0
     while saved < arguments.parts:
         chosen = torch.randint(len(rows["action"]), (arguments.batch,))
@@ -99,7 +97,7 @@ def main() -> None:
             print(json.dumps(line), file=answers)
 
 
-def preset(config: DiffusionConfig) -> dict:
+def preset(config: Any) -> dict:
     """LeRobot's settings of AdamW."""
     return {
         "lr": config.optimizer_lr,

@@ -27,6 +27,7 @@ from poise import (
     Epsilon,
     Flow,
     Recipe,
+    Rectified,
     UNet1D,
     Velocity,
     VPCosine,
@@ -74,13 +75,12 @@ class Study(NamedTuple):
 def variant(recipe: Recipe, name: str, steps: int | None) -> Recipe:
     """The recipe with the network and prediction of a name such as `mlp-epsilon`.
 
-    What is no flow has the cosine schedule, as is usual. Near t = 1 an error of epsilon is magnified by sigma / alpha =
-    1000 in x0, so there predictions are clamped.
+    A flow has the straight schedule, what is none the cosine, as is usual. Near t = 1 an error of epsilon is magnified
+    by sigma / alpha = 1000 in x0, so there predictions are clamped.
     """
     network, prediction = name.split("-")
-    policy = dataclasses.replace(recipe.policy, prediction=PREDICTIONS[prediction])
-    if prediction != "flow":
-        policy = dataclasses.replace(policy, schedule=VPCosine(), bound=BOUND)
+    schedule, bound = (Rectified(), None) if prediction == "flow" else (VPCosine(), BOUND)
+    policy = dataclasses.replace(recipe.policy, prediction=PREDICTIONS[prediction], schedule=schedule, bound=bound)
     if network == "unet":
         policy = dataclasses.replace(policy, network=UNet1D())
     limits = {"steps": steps, "minutes": None} if steps else {}

@@ -55,14 +55,15 @@ def learner(net: str, size: int, bfloat16: bool, data: Windows) -> Learner:
 
 def rate(found: Learner, data: Windows) -> tuple[float, dict[str, float]]:
     """Samples a second after three steps that do not count, and where the time went."""
-    begin, first = 0.0, found.step
-    for now in train(found, data):
-        if now.step == first + 3:
-            begin = time.perf_counter()
-        if now.step > first + 6 and time.perf_counter() > begin + SECONDS:
-            break
-    done = (now.step - first - 3) * found.spec.batch
-    return done / (time.perf_counter() - begin), now.shares
+    steps = train(found, data)
+    for _ in range(3):
+        next(steps)
+    begin = time.perf_counter()
+    for done, now in enumerate(steps, 1):
+        seconds = time.perf_counter() - begin
+        if done > 3 and seconds > SECONDS:
+            return done * found.spec.batch / seconds, now.shares
+    raise RuntimeError("the training ended before its time was up")
 
 
 @contextmanager
@@ -96,10 +97,11 @@ def measured(arguments: argparse.Namespace) -> dict:
             ours = {name: learner(net, size, name == "bfloat16", data) for name in ("bfloat16", "float32")}
             row["parameters"] = [sum(p.numel() for p in ours["float32"].policy.parameters())]
             for _ in range(arguments.rounds):
-                for kind in ("step", "loop") if peer else ():
-                    value, count = peer[0](kind, net, size)
-                    row[kind].append(value)
-                    row["parameters"] = [row["parameters"][0], count]
+                if peer is not None:
+                    for kind in ("step", "loop"):
+                        value, count = peer[0](kind, net, size)
+                        row[kind].append(value)
+                        row["parameters"] = [row["parameters"][0], count]
                 for name, found in ours.items():
                     value, row[f"shares {name}"] = rate(found, data)
                     row[name].append(value)

@@ -29,6 +29,9 @@ EXTRAS = {
     "numcodecs": "data/chunks.py", "imagecodecs": "data/chunks.py", "h5py": "data/hdf5.py", "PIL": "data/images.py",
     "pyarrow": "data/parquet.py", "av": "data/video.py", "huggingface_hub": "interop/hub.py",
     "timm": "nn/encoders/vision.py", "metaworld": "envs/metaworld.py",
+    "accelerate": "training/scale.py", "ray": "cli/engines/cluster.py", "scipy": "policies/couplings.py",
+    "tensorboard": "training/trackers/tensorboard.py", "wandb": "training/trackers/weights_and_biases.py",
+    "mlflow": "training/trackers/mlflow_runs.py", "trackio": "training/trackers/trackio_runs.py",
 }  # fmt: skip
 # Run in processes of their own, with limits; nothing of poise imports them.
 PROGRAMS = ROOT / "interop/unpickle.py", ROOT / "data/hdf5_probe.py", ROOT / "data/limited.py"

@@ -265,7 +265,7 @@ def test_a_warm_plan_starts_from_the_last_one_shifted_and_noisy(monkeypatch):
     def spy(self, observation, tokens, x, begin, noise):
         starts.append((begin, x.clone()))
         states = list(original(self, observation, tokens, x, begin, noise))
-        plans.append(states[-1].x.clone())
+        plans.append(self.decoded(states[-1].x, observation))
         yield from states
 
     plans: list[torch.Tensor] = []

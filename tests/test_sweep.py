@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from poise import MLP, Episodes, Heun, PolicySpec, Recipe, Task, TrainingSpec, UNet1D, load_checkpoint
+from poise.cli.engines import Workers
 from poise.cli.evaluate import write_json
 from poise.cli.fields import choose_classes, fields, nearest, replaced
 from poise.cli.sweep import pooled, sweep
@@ -114,7 +115,7 @@ def test_a_run_that_is_killed_leaves_the_others_alone(recipe, tmp_path, capsys):
     changed = recipe.with_name("deadly.py")
     changed.write_text(recipe.read_text().replace("steps=60", "steps=2"))
     with pytest.raises(SystemExit):
-        sweep(changed, ("training.seed=0,1",), tmp_path / "out", data=trap, jobs=1, episodes=2)
+        sweep(changed, ("training.seed=0,1",), tmp_path / "out", data=trap, workers=Workers(1), episodes=2)
     said = capsys.readouterr().err
     assert "training.seed=0: the process was killed by signal 9, such as for want of memory" in said
     assert "1 of 2 runs failed" in said

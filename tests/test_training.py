@@ -10,7 +10,7 @@ from poise.data import Episodes, Windows
 from poise.draws import Draws
 from poise.nn import MLP
 from poise.policies import DiffusionPolicy, PolicySpec, Regression
-from poise.training import EMA, Learner, Processes, TrainingSpec, train, validate
+from poise.training import EMA, Learner, TrainingSpec, train, validate
 from poise.training.loop import Objective
 from poise.training.order import Order, noise_seed
 
@@ -33,9 +33,9 @@ def learner(windows: Windows, spec: TrainingSpec = FAST) -> Learner:
     return Learner(policy, spec)
 
 
-def trained(windows: Windows, spec: TrainingSpec = FAST, processes: Processes | None = None) -> Learner:
+def trained(windows: Windows, spec: TrainingSpec = FAST) -> Learner:
     found = learner(windows, spec)
-    for _ in train(found, windows, processes=processes):
+    for _ in train(found, windows):
         pass
     return found
 

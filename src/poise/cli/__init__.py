@@ -1,58 +1,120 @@
-"""The command line: one file a verb."""
+"""The command line: one file a verb, which is imported when it is asked for."""
 
+import importlib
 import sys
-from pathlib import Path
-from typing import Annotated
-
-import tyro
-
-from poise.cli.compare import compare_samplers
-from poise.cli.dataset import dataset
-from poise.cli.demo import demo
-from poise.cli.evaluate import evaluate
-from poise.cli.inspect import inspect
-from poise.cli.interop import export_policy, import_policy
-from poise.cli.push import push
-from poise.cli.sweep import sweep
-from poise.cli.train import train_recipe
+from typing import NamedTuple
 
 
-def train(recipe: Annotated[Path, tyro.conf.Positional]) -> None:
-    """Learn a policy from demonstrations; poise train RECIPE --help lists the options of a recipe.
+class Verb(NamedTuple):
+    """What `poise --help` knows of a verb without importing it.
 
-    Args:
-        recipe: Python file that ends in 'recipe = Recipe(...)'.
+    Attributes:
+        module: File of this folder.
+        function: In it, whose arguments are the options.
+        about: First line of its docstring.
     """
-    train_recipe([str(recipe)])
+
+    module: str
+    function: str
+    about: str
+
+
+VERBS = {
+    "compare": Verb(
+        "compare",
+        "compare_samplers",
+        "Find out how to sample a policy: ODE or SDE, which solver, how many evaluations. Ends in a recommendation.",
+    ),
+    "dataset": Verb(
+        "dataset",
+        "dataset",
+        "Look at demonstrations, examine, draw, convert and replay them: poise dataset VERB --help tells more.",
+    ),
+    "demo": Verb(
+        "demo",
+        "demo",
+        "Learn to navigate among obstacles from demonstrations, prove it in closed loop and write a report.",
+    ),
+    "distill": Verb(
+        "distill",
+        "distill",
+        "Distil a policy: a student learns to plan in one to three network evaluations what its teacher plans in many.",
+    ),
+    "evaluate": Verb(
+        "evaluate",
+        "evaluate",
+        "Try a policy in closed loop on consecutive seeds and print success, reward and latency with their intervals.",
+    ),
+    "export": Verb(
+        "interop",
+        "export_policy",
+        "Write a policy for another library; a part that it has no counterpart of is an error that names it.",
+    ),
+    "import": Verb(
+        "interop",
+        "import_policy",
+        "Read a policy of LeRobot, diffusion_policy or robomimic, whose plans stay the same, and write it as a "
+        "checkpoint.",
+    ),
+    "inspect": Verb(
+        "inspect",
+        "inspect",
+        "Print the spec of a policy, its inputs and outputs with their ranges, its size, and the notes of its "
+        "training.",
+    ),
+    "push": Verb("push", "push", "Share a policy on the hub, with a model card; `hf auth login` signs in."),
+    "sweep": Verb(
+        "sweep",
+        "sweep",
+        "Train every combination of some fields of a recipe, try each policy in closed loop, and compare them.",
+    ),
+    "train": Verb(
+        "train",
+        "train_recipe",
+        "Learn a policy from demonstrations; poise train RECIPE --help lists the options of a recipe.",
+    ),
+}
 
 
 def main() -> None:
     """Run `poise VERB ...`; what is wrong with the input ends in one line on stderr and exit status 2."""
-    arguments = sys.argv[1:]
+    verb, *arguments = sys.argv[1:] or ["--help"]
+    if verb in ("-h", "--help"):
+        print(_overview())
+        sys.exit(0)
     try:
-        if arguments[:1] == ["train"]:
-            train_recipe(arguments[1:])  # whose options depend on the recipe
-        else:
-            tyro.extras.subcommand_cli_from_dict(
-                {
-                    "compare": compare_samplers,
-                    "dataset": dataset,
-                    "demo": demo,
-                    "evaluate": evaluate,
-                    "export": export_policy,
-                    "import": import_policy,
-                    "inspect": inspect,
-                    "push": push,
-                    "sweep": sweep,
-                    "train": train,
-                },
-                prog="poise",
-                description="From noise to poise: diffusion policies for robots, from demonstrations to closed loop.",
-                args=arguments,
-            )
-    except (ValueError, FileNotFoundError, FileExistsError, ImportError, FloatingPointError) as error:
+        _run(verb, arguments)
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         print(f"poise: {error}", file=sys.stderr)
         sys.exit(2)
 
 
-__all__ = ["main", "train"]
+def _run(name: str, arguments: list[str]) -> None:
+    if name not in VERBS:
+        from poise.cli.fields import nearest
+
+        raise ValueError(
+            f"got the verb {name!r}, expected one of {', '.join(VERBS)}: did you mean poise {nearest(name, VERBS)}?"
+        )
+    verb = VERBS[name]
+    function = getattr(importlib.import_module(f"poise.cli.{verb.module}"), verb.function)
+    if name == "train":  # whose options depend on the recipe
+        function(arguments)
+    else:
+        import tyro
+
+        tyro.cli(function, prog=f"poise {name}", args=arguments)
+
+
+def _overview() -> str:
+    lines = "\n".join(f"  {name:<10}{verb.about}" for name, verb in VERBS.items())
+    return f"""usage: poise VERB ...
+
+From noise to poise: diffusion policies for robots, from demonstrations to closed loop.
+
+{lines}
+
+poise VERB --help lists the options of a verb."""
+
+
+__all__ = ["VERBS", "Verb", "main"]

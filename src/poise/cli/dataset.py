@@ -15,6 +15,7 @@ from poise.cli.evaluate import write_json
 from poise.data import Finding, Format, Severity, Source, known_formats, open_dataset, recognised
 from poise.data import convert as convert_dataset
 from poise.data.doctor import About, examine
+from poise.data.reading import format_of
 from poise.data.statistics import is_image, statistics
 from poise.evaluation.dataset_page import write_page
 from poise.evaluation.replay import Replay
@@ -123,7 +124,7 @@ def convert(
         destination: What is written; it must not exist.
         format: Name of the format; without it, that of the suffix of the destination.
         features: Names of what is written; without them all.
-        rate: Rows a second, where the source does not say them.
+        rate: Rows a second, instead of those that the source says, if it says any.
         workers: Processes that decode films.
     """
     chosen = _format(destination, format)
@@ -222,14 +223,9 @@ def _format(path: Path, name: str | None) -> Format:
     Raises:
         ValueError: None such.
     """
-    known = known_formats()
     if name is None:
-        by_suffix = {one.suffix: one for one in known.values() if one.suffix}
-        if path.suffix not in by_suffix:
-            raise ValueError(
-                f"got {path}, expected a suffix of {sorted(by_suffix)}, or --format: one of {sorted(known)}"
-            )
-        return by_suffix[path.suffix]
+        return format_of(path)
+    known = known_formats()
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         meant = f": did you mean {near[0]!r}?" if near else ""
@@ -257,10 +253,8 @@ def _print_findings(findings: Sequence[Finding]) -> None:
         mine = [finding for finding in findings if finding.code == code]
         print(f"{mine[0].severity.upper():<8}{code}")
         for finding in mine:
-            place = [
-                f"{word} {n}" for word, n in (("episode", finding.episode), ("frame", finding.frame)) if n is not None
-            ]
-            where = ", ".join([*place, *([finding.feature] if finding.feature else [])])
+            words = (("episode ", finding.episode), ("frame ", finding.frame), ("", finding.feature))
+            where = ", ".join(f"{word}{one}" for word, one in words if one is not None)
             print(f"    {where or 'all'}: {finding.message}")
         print()
 
@@ -292,16 +286,7 @@ def _print_replays(ran: Sequence[Replay]) -> None:
 
 
 def _plain(one: Replay) -> dict[str, Any]:
-    return {
-        "episode": one.episode,
-        "recorded": one.recorded,
-        "steps": one.steps,
-        "reward": one.reward,
-        "recorded_reward": one.recorded_reward,
-        "success": one.success,
-        "left": dict(one.left),
-        "deviation": {name: values.tolist() for name, values in one.deviation.items()},
-    }
+    return {**vars(one), "deviation": {name: values.tolist() for name, values in one.deviation.items()}}
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

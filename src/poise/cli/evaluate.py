@@ -2,9 +2,11 @@
 
 import json
 import os
+import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -12,6 +14,7 @@ import torch
 import tyro
 from tqdm import tqdm
 
+from poise.cli.engines import Engine, Pinned, Workers
 from poise.cli.machine import machine
 from poise.data.video import write_video
 from poise.evaluation import Episode, Task, film, latency, rollout, summary
@@ -19,6 +22,7 @@ from poise.evaluation.plots import rewards_figure, success_figure
 from poise.evaluation.report import Section, Table, write_report
 from poise.plain import concrete
 from poise.policies import DiffusionPolicy, Policy, load
+from poise.policies.saving import FILE
 from poise.recipe import Recipe, load_recipe
 from poise.sampling import Grid, Sampler
 
@@ -102,6 +106,56 @@ class Hardware:
         return policy.to(self.device)
 
 
+@dataclass(frozen=True)
+class Trial:
+    """What a policy is tried on.
+
+    Attributes:
+        recipe: Recipe file whose task and adapters are used; it is run as a program.
+        environment: Gymnasium id to try instead, as `id` or `module:id`; needs no recipe where the names of its
+            observations are those of the policy.
+        episodes: Number of episodes.
+        seed: Seed of the first one; seeds from 100000 on are for evaluation and never for training.
+    """
+
+    recipe: Path | None = None
+    environment: str | None = None
+    episodes: int = 100
+    seed: int = 100_000
+
+    @property
+    def seeds(self) -> range:
+        """One an episode."""
+        return range(self.seed, self.seed + self.episodes)
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some of the episodes, for a process of their own.
+
+    Attributes:
+        checkpoint: File of the policy.
+        sampling: How plans are sampled.
+        hardware: What runs the policy.
+        recipe: Recipe file, if there is one.
+        environment: Otherwise an id.
+        seeds: Of the episodes.
+    """
+
+    checkpoint: Pinned
+    sampling: Sampling
+    hardware: Hardware
+    recipe: Pinned | None
+    environment: str | None
+    seeds: range
+
+    def run(self) -> list[Episode]:
+        """The episodes, as this process runs them."""
+        task = task_of(load_recipe(self.recipe.checked()) if self.recipe else None, self.environment)
+        policy = self.sampling.of(self.hardware.take(load(self.checkpoint.checked())))
+        return list(rollout(policy, task, self.seeds))
+
+
 def _named(kind: str, name: str | None, known: Mapping[str, T]) -> T | None:
     if name is not None and name not in known:
         raise ValueError(f"got the {kind} {name!r}, expected one of {sorted(known)}")
@@ -110,32 +164,36 @@ def _named(kind: str, name: str | None, known: Mapping[str, T]) -> T | None:
 
 def evaluate(
     checkpoint: Annotated[Path, tyro.conf.Positional],
+    trial: Annotated[Trial, tyro.conf.arg(name="")] = Trial(),  # noqa: B008 (frozen)
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),  # noqa: B008 (frozen)
     output: Annotated[Output, tyro.conf.arg(name="")] = Output(),  # noqa: B008 (frozen)
     hardware: Annotated[Hardware, tyro.conf.arg(name="")] = Hardware(),  # noqa: B008 (frozen)
-    recipe: Path | None = None,
-    environment: str | None = None,
-    episodes: int = 100,
-    seed: int = 100_000,
+    workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers(),  # noqa: B008 (frozen)
+    chunk: int = 25,
 ) -> None:
     """Try a policy in closed loop on consecutive seeds and print success, reward and latency with their intervals.
 
+    With --jobs or --engine ray, episodes run in other processes, a chunk each, and figures depend on neither of the
+    two: an episode depends on its seed and, in the rounding of batched arithmetic, on its chunk. Plans are timed, and
+    the video is filmed, in this process when the episodes have ended.
+
     Args:
         checkpoint: A file or directory of `poise train`.
+        trial: What the policy is tried on.
         sampling: How plans are sampled.
         output: What is written.
         hardware: What runs the policy.
-        recipe: Recipe file whose task and adapters are used; it is run as a program.
-        environment: Gymnasium id to try instead, as `id` or `module:id`; needs no recipe where the names of its
-            observations are those of the policy.
-        episodes: Number of episodes.
-        seed: Seed of the first one; seeds from 100000 on are for evaluation and never for training.
+        workers: Where episodes run; without --jobs and --engine, in this process.
+        chunk: Episodes that another process gets at once; an option of --jobs and --engine.
     """
+    task = task_of(load_recipe(trial.recipe) if trial.recipe else None, trial.environment)
     policy = sampling.of(hardware.take(load(checkpoint)))
-    task = task_of(load_recipe(recipe) if recipe else None, environment)
-    begin = time.perf_counter()
-    seeds = range(seed, seed + episodes)
-    ran = list(tqdm(rollout(policy, task, seeds), total=episodes, desc="episodes"))
+    begin, ran = time.perf_counter(), rollout(policy, task, trial.seeds)
+    if workers.apart:
+        chunks = list(_chunks(checkpoint, trial, sampling, hardware, chunk))
+        ran = _apart(workers.start(hardware.threads or 1, int(hardware.device.startswith("cuda"))), chunks)
+    bar = tqdm(ran, total=trial.episodes, desc="episodes")
+    ran = sorted(bar, key=lambda episode: episode.seed)
     figures = summary(ran, latency(policy))
     seconds = time.perf_counter() - begin
     print(described(figures))
@@ -143,9 +201,35 @@ def evaluate(
     if output.json:
         write_json(output.json, results)
     if output.video:
-        write_video(output.video, film(policy, task, seeds[:9]), rate=10.0)
+        write_video(output.video, film(policy, task, trial.seeds[:9]), rate=10.0)
     if output.html:
         _page(output.html, results, ran, output.video)
+
+
+def _chunks(checkpoint: Path, trial: Trial, sampling: Sampling, hardware: Hardware, size: int) -> Iterator[Chunk]:
+    if size < 1:
+        raise ValueError(f"got --chunk {size}, expected at least 1 episode")
+    weights = Pinned.of(checkpoint / FILE if checkpoint.is_dir() else checkpoint)
+    recipe = Pinned.of(trial.recipe) if trial.recipe else None
+    hardware = replace(hardware, threads=hardware.threads or 1)
+    for first in range(0, trial.episodes, size):
+        seeds = trial.seeds[first : first + size]
+        yield Chunk(weights, sampling, hardware, recipe, trial.environment, seeds)
+
+
+def _apart(engine: Engine, chunks: Sequence[Chunk]) -> Iterator[Episode]:
+    """The episodes of chunks in other processes; failures are told when all have ended."""
+    failures = []
+    with closing(engine.map(Chunk.run, chunks)) as outcomes:
+        for outcome in outcomes:
+            if outcome.error is not None:
+                seeds = chunks[outcome.number].seeds
+                failures.append(f"episodes {seeds[0]} to {seeds[-1]}: {outcome.error}")
+            yield from outcome.value or ()
+    if failures:
+        lines = [*sorted(failures), f"{len(failures)} of {len(chunks)} chunks of episodes failed: nothing is written"]
+        print("\n".join(f"poise: {line}" for line in lines), file=sys.stderr)
+        sys.exit(1)
 
 
 def _page(path: Path, results: dict[str, Any], episodes: Sequence[Episode], video: Path | None) -> None:
@@ -205,4 +289,16 @@ def write_json(path: Path, results: dict[str, Any]) -> None:
     aside.replace(path)
 
 
-__all__ = ["GRIDS", "SAMPLERS", "Hardware", "Output", "Sampling", "described", "evaluate", "task_of", "write_json"]
+__all__ = [
+    "GRIDS",
+    "SAMPLERS",
+    "Chunk",
+    "Hardware",
+    "Output",
+    "Sampling",
+    "Trial",
+    "described",
+    "evaluate",
+    "task_of",
+    "write_json",
+]

@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -19,7 +19,8 @@ from poise.data import Windows
 from poise.evaluation import Task, rollout
 from poise.nn import load_backbone
 from poise.policies import NearestNeighbour, Policy, PolicySpec
-from poise.training import Checkpoints, Learner, Progress, TrainingSpec, Validation, train
+from poise.policies.saving import FILE
+from poise.training import Checkpoints, Learner, Processes, Progress, Single, TrainingSpec, Validation, train
 from poise.training.trackers import Tracker
 from poise.training.trackers.json_lines import JsonLines
 
@@ -53,13 +54,21 @@ class Job:
     trackers: tuple[Tracker, ...] = ()
 
 
-def fit(job: Job, windows: tuple[Windows, Windows | None], resume: bool = False) -> Path:
+def fit(
+    job: Job,
+    windows: tuple[Windows, Windows | None],
+    resume: bool = False,
+    processes: Processes | None = None,
+) -> Path:
     """Train, with checkpoints under `checkpoints`; SIGTERM and Ctrl-C save one and end the training early.
+
+    Where several processes train, each calls this; the first one prints, writes and evaluates.
 
     Args:
         job: What to do.
         windows: Those to train on, and held-out ones.
         resume: Go on from the newest checkpoint of the run instead of beginning anew.
+        processes: Those that share the training; None is one.
 
     Returns:
         The checkpoint of the averaged policy.
@@ -68,52 +77,59 @@ def fit(job: Job, windows: tuple[Windows, Windows | None], resume: bool = False)
         BlockingIOError: Another process trains in the same folder.
         SystemExit: SIGTERM, with the status 143.
     """
+    processes = processes or Single()
     torch.manual_seed(job.training.seed)
     policy = job.kind(job.spec).to(windows[0].device)
     policy.fit(windows[0])
     if job.weights:
         load_backbone(policy, job.weights)
     checkpoints = Checkpoints(job.out, job.training.keep_last, job.training.keep_best)
-    with checkpoints.locked():
+    with checkpoints.locked() if processes.rank == 0 else nullcontext():
         if isinstance(policy, NearestNeighbour):
             policy.remember(windows[0])
-            return policy.save(job.out, job.notes)
-        learner = Learner(policy, job.training)
+            return policy.save(job.out, job.notes) if processes.rank == 0 else job.out / FILE
+        learner = Learner(policy, job.training, processes)
         if resume:
             checkpoints.resume(learner)
-        else:
+        elif processes.rank == 0:
             shutil.rmtree(checkpoints.folder, ignore_errors=True)
         return _run(job, learner, windows, checkpoints)
 
 
 def _run(job: Job, learner: Learner, windows: tuple[Windows, Windows | None], checkpoints: Checkpoints) -> Path:
-    last, trackers = None, (JsonLines(), *job.trackers)
-    for tracker in trackers:
-        tracker.open(job.out, job.notes, learner.step)
-    with _Stop.caught() as stop, _Report(job, learner.step, trackers) as report:
+    last, asked, first = None, 0, learner.processes.rank == 0
+    with _Stop.caught() as stop, _Report(job, learner.step) if first else nullcontext() as report:
         for now in train(learner, *windows):
             last = now
             success = _evaluated(job, learner, now, stop)
-            report(now, success)
-            if stop.asked or now.step % job.training.save_every == 0 or now.fraction >= 1:
+            if report:
+                report(now, success)
+            asked = int(learner.processes.most(stop.asked))  # a signal reaches the processes at different steps
+            if asked or now.step % job.training.save_every == 0 or now.fraction >= 1:
                 checkpoints.save(learner, job.notes, _score(job, now, success))
-            if stop.asked:
+            if asked:
                 break
-    file = learner.average.policy.save(job.out, {**job.notes, "progress": asdict(last) if last else None})
-    if stop.asked:
+    average = learner.averaged()
+    if first:
+        average.save(job.out, {**job.notes, "progress": asdict(last) if last else None})
+    if first and asked:
         print(f"stopped at step {learner.step}: poise train --resume {job.out} goes on from there", file=sys.stderr)
-    if stop.asked == signal.SIGTERM:
+    learner.processes.most(0)  # none ends before the file is there
+    if asked == signal.SIGTERM:
         sys.exit(128 + signal.SIGTERM)
-    return file
+    return job.out / FILE
 
 
 def _evaluated(job: Job, learner: Learner, now: Progress, stop: "_Stop") -> float | None:
-    """Success of the averaged policy in closed loop, where one is due and the run is not stopped meanwhile."""
+    """Success of the averaged policy in closed loop, by the first process, where due and not stopped meanwhile."""
     every = job.training.evaluate_every
     if every is None or job.task is None or (now.step % every and now.fraction < 1):
         return None
+    policy = learner.averaged()
+    if learner.processes.rank > 0:
+        return None
     seeds, won = range(_FIRST_SEED, _FIRST_SEED + job.training.episodes), []
-    for episode in rollout(learner.average.policy, job.task, seeds):
+    for episode in rollout(policy, job.task, seeds):
         won.append(episode.success)
         if stop.asked:
             return None
@@ -158,12 +174,13 @@ class _Stop:
 class _Report:
     """A bar on the terminal, figures every 50 steps and wherever there are new ones, and the ids of skipped steps."""
 
-    def __init__(self, job: Job, step: int, trackers: tuple[Tracker, ...]) -> None:
-        self._trackers, self._skipped, self._begin = trackers, job.out / "skipped.jsonl", step
+    def __init__(self, job: Job, step: int) -> None:
+        self._trackers, self._skipped = (JsonLines(), *job.trackers), job.out / "skipped.jsonl"
+        for tracker in self._trackers:
+            tracker.open(job.out, job.notes, step)
         self._losses: list[float] = []
         self._seen, self._shown = "", 0.0
         self._bar = tqdm(total=100, desc=job.kind.__name__, bar_format=_BAR, mininterval=0.5)
-        self._batch, self._since = job.training.batch, 0.0
 
     def __enter__(self) -> "_Report":
         return self

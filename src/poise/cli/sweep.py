@@ -6,14 +6,11 @@ import hashlib
 import io
 import itertools
 import json
-import multiprocessing
 import re
-import signal
 import sys
 import time
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -22,7 +19,8 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from poise.cli.evaluate import Hardware, Output, evaluate, write_json
+from poise.cli.engines import Engine, Pinned, Workers
+from poise.cli.evaluate import Hardware, Output, Trial, evaluate, write_json
 from poise.cli.fields import fields, nearest
 from poise.cli.machine import machine
 from poise.cli.train import parse_run, train_recipe
@@ -37,8 +35,6 @@ SEED = "training.seed"
 """The field over which results are pooled."""
 
 _METHOD = "method"
-_CLEAN = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
-_CLEAN.set_forkserver_preload([__name__])  # so that every run begins with its imports done
 
 
 @dataclass(frozen=True)
@@ -78,7 +74,7 @@ def sweep(
     out: Path,
     data: Path | None = None,
     methods: tuple[str, ...] = (DiffusionPolicy.__name__,),
-    jobs: int = 1,
+    workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers(),  # noqa: B008 (frozen)
     episodes: int = 100,
     seed: int = 50_000,
 ) -> None:
@@ -94,7 +90,7 @@ def sweep(
         out: Where the runs, sweep.json, sweep.csv, sweep.md, sweep.png and report.html are written.
         data: Demonstrations, in the format that the recipe reads.
         methods: Classes of policies: DiffusionPolicy and baselines.
-        jobs: Runs side by side, each in a process with one thread.
+        workers: Where runs take place.
         episodes: Episodes that every policy is tried on.
         seed: Seed of the first one; seeds from 100000 on are for the final evaluation.
     """
@@ -102,7 +98,7 @@ def sweep(
     if len(methods) > 1:
         axes[_METHOD] = list(methods)
     begin, cells = time.perf_counter(), _cells(recipe, axes, common, out, (episodes, seed))
-    failures = _run_all([cell for cell in cells if _figures(cell) is None], jobs, len(cells))
+    failures = _run_all(workers.start(), [cell for cell in cells if _figures(cell) is None], len(cells))
     runs = [{"setting": cell.setting, "figures": figures} for cell in cells if (figures := _figures(cell)) is not None]
     varied = [name for name in axes if name != SEED] or [SEED]
     if runs:
@@ -176,64 +172,42 @@ def _figures(cell: Cell) -> dict[str, Any] | None:
     return run["figures"] if run["made from"] == cell.identity else None
 
 
-def _run_all(cells: Sequence[Cell], jobs: int, total: int) -> dict[str, str]:
-    """Run what is left; the last line of error of every run that failed, by its name."""
+def _run_all(engine: Engine, cells: Sequence[Cell], total: int) -> dict[str, str]:
+    """Run what is left; the error of every run that failed, by its name."""
     failures: dict[str, str] = {}
     with (
-        ThreadPoolExecutor(jobs) as pool,
+        contextlib.closing(engine.map(_run, cells)) as outcomes,
         tqdm(total=total, initial=total - len(cells), desc="runs", unit="run") as bar,
     ):
         try:
-            futures = {pool.submit(_apart, cell): cell for cell in cells}
-            for future in as_completed(futures):
-                line = future.result()
-                if line is not None:
-                    failures[futures[future].name] = line
+            for outcome in outcomes:
+                cell = cells[outcome.number]
+                if outcome.error is not None:
+                    failures[cell.name] = outcome.error
+                elif _figures(cell) is None:
+                    failures[cell.name] = (
+                        f"its results are not in {cell.folder}: share its file system with the workers"
+                    )
                 bar.update()
         except KeyboardInterrupt:
-            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C must not stop the tidying up
-            pool.shutdown(wait=False, cancel_futures=True)
-            for child in multiprocessing.active_children():
-                child.terminate()
             print("interrupted: the same command goes on from here", file=sys.stderr)
             raise SystemExit(130) from None
     return failures
 
 
-def _apart(cell: Cell) -> str | None:
-    """Run in a process of its own, whose death leaves the others alone; None, or the last line of the error."""
-    process = _CLEAN.Process(target=_run, args=(cell,))
-    process.start()
-    process.join()
-    if not process.exitcode:
-        return None
-    if process.exitcode < 0:
-        return f"the process was killed by signal {-process.exitcode}, such as for want of memory"
-    file = cell.folder / "log.txt"
-    lines = file.read_text().strip().splitlines() if file.exists() else []
-    return lines[-1] if lines else f"the process ended with status {process.exitcode}"
-
-
 def _run(cell: Cell) -> None:
     """Train and evaluate in this process, with what is printed in a log."""
-    # Ctrl-C is left to the parent, which ends this process; a training would take it as the wish to stop early.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    recipe = Pinned(Path(cell.train[0]), cell.source).checked()
     cell.folder.mkdir(parents=True, exist_ok=True)
     file = cell.folder / "evaluation.json"
     with (cell.folder / "log.txt").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
         try:
             train_recipe([*cell.train, "--overwrite"])
-            evaluate(
-                cell.folder,
-                output=Output(json=file),
-                hardware=Hardware(threads=1),
-                recipe=Path(cell.train[0]),
-                episodes=cell.episodes,
-                seed=cell.seed,
-            )
-        except Exception:  # whatever a recipe or an environment raises, it belongs into the log
+            trial = Trial(recipe, episodes=cell.episodes, seed=cell.seed)
+            evaluate(cell.folder, trial, output=Output(json=file), hardware=Hardware(threads=1))
+        except Exception:  # whatever a recipe or an environment raises, it belongs into the log too
             log.write(traceback.format_exc())
-            sys.exit(1)
+            raise
     (figures,) = json.loads(file.read_text())["policies"].values()
     write_json(cell.folder / "run.json", {"made from": cell.identity, "setting": cell.setting, "figures": figures})
 

@@ -9,12 +9,16 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from poise.cli.devices import check_device
+from poise.cli.dry_run import rehearse
 from poise.cli.fields import choose_classes
 from poise.cli.fitting import Job, fit
 from poise.cli.machine import machine
+from poise.data import Windows
 from poise.plain import concrete, to_plain
 from poise.policies import DiffusionPolicy, Policy
 from poise.recipe import Recipe, load_recipe
+from poise.training.scale import is_first, joined
 from poise.training.trackers import Tracker
 
 _USAGE = """usage: poise train RECIPE [--data PATH] [--out DIR] [OPTIONS]
@@ -25,6 +29,10 @@ options: poise train RECIPE --help lists them. A field that holds an object also
 
     poise train recipes/pusht.py --data pusht_cchi_v7_replay.zarr --training.minutes 5
     poise train recipes/pusht.py --data pusht_cchi_v7_replay.zarr --policy.network UNet1D
+
+With --dry-run it says what it would see and take, and ends.
+
+    poise train recipes/pusht.py --data pusht_cchi_v7_replay.zarr --dry-run
 
 A run that was stopped, or killed at any moment, goes on from its newest checkpoint to the weights that it would have
 had; RUN is its --out.
@@ -48,6 +56,7 @@ class Run:
         overwrite: Begin anew where --out holds a run.
         device: Where to train, such as cpu or cuda.
         threads: CPU threads; None leaves PyTorch's choice.
+        dry_run: Print shapes, the first batch, parameters, memory, time and disk, from a few steps, and write nothing.
     """
 
     recipe: Annotated[Recipe, tyro.conf.arg(name="")]
@@ -59,6 +68,7 @@ class Run:
     overwrite: bool = False
     device: str = "cpu"
     threads: int | None = None
+    dry_run: bool = False
 
 
 def train_recipe(arguments: list[str]) -> None:
@@ -75,13 +85,17 @@ def train_recipe(arguments: list[str]) -> None:
         return
     path = Path(arguments[0])
     run = parse_run(path, load_recipe(path), arguments[1:])
-    if (run.out / _FILE).is_file() and not run.overwrite:
+    if run.dry_run:
+        _rehearse(_job(path, run), run)
+        return
+    if is_first() and (run.out / _FILE).is_file() and not run.overwrite:
         raise ValueError(
             f"{run.out} holds a run already: go on with it by poise train --resume {run.out}, name another --out, or "
             "begin anew with --overwrite"
         )
     job = _job(path, run)
-    _described(path, run, arguments)
+    if is_first():
+        _described(path, run, arguments)
     _train(job, path, run, resume=False)
 
 
@@ -103,7 +117,20 @@ def _resume(arguments: list[str]) -> None:
     _train(_job(path, run), path, run, resume=True)
 
 
+def _rehearse(job: Job, run: Run) -> None:
+    windows = run.recipe.parts(run.data, run.device)
+    print(f"{run.method} on {run.device}, {_counted(windows)}")
+    for line in rehearse(job, windows):
+        print(line)
+
+
+def _counted(windows: tuple[Windows, Windows]) -> str:
+    (training, validation), samples = (part.episodes for part in windows), [len(part) for part in windows]
+    return f"{training} + {validation} episodes, {samples[0]} training and {samples[1]} validation windows"
+
+
 def _job(path: Path, run: Run) -> Job:
+    check_device(run.device)
     kinds, trackers = concrete(Policy), concrete(Tracker)
     for name, known, what in ((run.method, kinds, "method"), *((name, trackers, "tracker") for name in run.track)):
         if name not in known:
@@ -124,13 +151,16 @@ def _job(path: Path, run: Run) -> Job:
 
 
 def _train(job: Job, path: Path, run: Run, resume: bool) -> None:
-    windows = run.recipe.parts(run.data, run.device)
-    episodes, samples = [part.episodes for part in windows], [len(part) for part in windows]
-    print(f"{episodes[0]} + {episodes[1]} episodes, {samples[0]} training and {samples[1]} validation windows")
-    counts = {"training": episodes[0], "validation": episodes[1], "windows": samples[0]}
-    job = replace(job, notes={**job.notes, "demonstrations": counts})
-    file = fit(job, windows, resume)
-    print(f"wrote {file}\nnext: poise evaluate {run.out} --recipe {path}")
+    with joined(run.device) as (processes, device):
+        windows = run.recipe.parts(run.data, device)
+        if is_first():
+            print(_counted(windows))
+        (training, validation), samples = (part.episodes for part in windows), len(windows[0])
+        counts = {"training": training, "validation": validation, "windows": samples}
+        job = replace(job, notes={**job.notes, "demonstrations": counts})
+        file = fit(job, windows, resume, processes)
+    if is_first():
+        print(f"wrote {file}\nnext: poise evaluate {run.out} --recipe {path}")
 
 
 def _described(path: Path, run: Run, arguments: list[str]) -> None:

@@ -49,7 +49,7 @@ def write_page(source: Source, out: Path, count: int = 5) -> Path:
     contents, about = source.contents, About(source.contents, 1)
     chosen = np.unique(np.linspace(0, len(source) - 1, count).round().astype(int)).tolist()
     drawn = [name for name in about.numbers if name in about.recorded and math.prod(contents.features[name].shape)]
-    figures = {"lengths": lengths_figure(contents.lengths, contents.facts.rate)}
+    figures = {"lengths": _lengths_figure(contents.lengths, contents.facts.rate)}
     sections = [Section("Episodes", _EPISODES, [figures["lengths"]], _features(source))]
     found = statistics(source, drawn)
     for name in drawn:
@@ -57,7 +57,7 @@ def write_page(source: Source, out: Path, count: int = 5) -> Path:
         figures |= {f"trajectories-{name}": pair[0], f"distributions-{name}": pair[1]}
         sections.append(Section(name, _more(name, source), pair, _table(about.labels(name), found[name])))
     for name in about.cameras:
-        figures[f"film-{name}"] = film_figure(name, _strips(source, name, chosen[:3]))
+        figures[f"film-{name}"] = _film_figure(name, _strips(source, name, chosen[:3]))
         sections.append(Section(name, _FILM, [figures[f"film-{name}"]]))
     out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
@@ -66,13 +66,8 @@ def write_page(source: Source, out: Path, count: int = 5) -> Path:
     return out / "index.html"
 
 
-def lengths_figure(lengths: NDArray[np.int64], rate: float | None) -> Figure:
-    """How long episodes are.
-
-    Args:
-        lengths: Rows an episode.
-        rate: Rows a second, if known.
-    """
+def _lengths_figure(lengths: NDArray[np.int64], rate: float | None) -> Figure:
+    """How long episodes are."""
     figure, (axes,) = _grid(1, 2.7)
     bins = min(_BINS, int(np.ptp(lengths)) + 1, 2 * math.isqrt(len(lengths)) + 1)
     axes.hist(lengths, bins=bins, color=ROBOT)
@@ -86,14 +81,8 @@ def lengths_figure(lengths: NDArray[np.int64], rate: float | None) -> Figure:
     return figure
 
 
-def trajectories_figure(labels: Sequence[str], rows: Mapping[int, NDArray], rate: float | None) -> Figure:
-    """Every dimension over time, a line an episode.
-
-    Args:
-        labels: Of the dimensions.
-        rows: Number of the episode -> `(steps, dimensions)`.
-        rate: Rows a second; None draws over steps.
-    """
+def _trajectories_figure(labels: Sequence[str], rows: Mapping[int, NDArray], rate: float | None) -> Figure:
+    """Every dimension over time, a line an episode; `rows` are `(steps, dimensions)` by the number of the episode."""
     figure, grid = _grid(len(labels), 2.0, head=0.35)
     for (number, values), (colour, _) in zip(rows.items(), SERIES * len(rows), strict=False):
         kept = np.unique(np.linspace(0, len(values) - 1, _POINTS).round().astype(int))
@@ -116,13 +105,8 @@ def trajectories_figure(labels: Sequence[str], rows: Mapping[int, NDArray], rate
     return figure
 
 
-def distributions_figure(labels: Sequence[str], found: Sequence[Column]) -> Figure:
-    """Histograms of all rows, a panel a dimension.
-
-    Args:
-        labels: Of the dimensions.
-        found: Their columns.
-    """
+def _distributions_figure(labels: Sequence[str], found: Sequence[Column]) -> Figure:
+    """Histograms of all rows, a panel a dimension."""
     figure, grid = _grid(len(labels), 1.7)
     for axes, label, column in zip(grid, labels, found, strict=True):
         values = column.values[np.isfinite(column.values)].astype(np.float64)
@@ -137,13 +121,8 @@ def distributions_figure(labels: Sequence[str], found: Sequence[Column]) -> Figu
     return figure
 
 
-def film_figure(name: str, strips: Mapping[int, Sequence[NDArray]]) -> Figure:
-    """Frames of some episodes, from the first to the last, evenly spaced.
-
-    Args:
-        name: Of the camera.
-        strips: Number of the episode -> frames `(height, width, channels)`, as many of each.
-    """
+def _film_figure(name: str, strips: Mapping[int, Sequence[NDArray]]) -> Figure:
+    """Frames of some episodes; `strips` are as many `(height, width, channels)` of each, by its number."""
     first = next(iter(strips.values()))
     height, width = first[0].shape[:2]
     tall = 0.3 + WIDTH / len(first) * height / width
@@ -166,8 +145,8 @@ def _of_feature(source: Source, about: About, name: str, chosen: Sequence[int]) 
     rows = {k: source.rows(k, [name])[name] for k in chosen}
     flat = {k: values.reshape(len(values), -1)[:, : len(labels)].astype(np.float64) for k, values in rows.items()}
     found = [column for column, _ in zip(columns(source, [name]), labels, strict=False)]
-    trajectories = trajectories_figure(labels, flat, about.contents.facts.rate)
-    return trajectories, distributions_figure(labels, found)
+    trajectories = _trajectories_figure(labels, flat, about.contents.facts.rate)
+    return trajectories, _distributions_figure(labels, found)
 
 
 def _strips(source: Source, name: str, chosen: Sequence[int]) -> dict[int, list[NDArray]]:
@@ -238,4 +217,4 @@ def _digits(value: float) -> str | None:
 _EPISODES = "What is in the dataset, and how long its episodes are."
 _FILM = "What the camera saw."
 
-__all__ = ["distributions_figure", "film_figure", "lengths_figure", "trajectories_figure", "write_page"]
+__all__ = ["write_page"]

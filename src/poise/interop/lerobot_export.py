@@ -28,6 +28,7 @@ from poise.schedules import Tabulated
 
 _NEAR = 1e-4  # share of a beta; diffusers rounds them to float32
 _FREE = {"density", "draws", "observation_scaling", "scalings", "action_scaling", "schedule", "grid", "begin"}
+_FREE |= {"weighting", "coupling"}
 
 
 def export_lerobot(policy: DiffusionPolicy, path: str | Path) -> Path:

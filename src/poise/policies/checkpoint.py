@@ -16,9 +16,11 @@ from poise.nn import Backbone, Conditioning, EncoderSpec, Level, NetworkSpec, No
 from poise.objectives import Density
 from poise.plain import concrete, from_plain
 from poise.policies.actions import ActionSpace
+from poise.policies.couplings import Coupling
 from poise.policies.policy import Policy
 from poise.policies.saving import FILE, FORMAT, digest, seal
 from poise.policies.spec import PolicySpec
+from poise.policies.weightings import Weighting
 from poise.predictions import Prediction
 from poise.sampling import Grid, Sampler
 from poise.schedules import Schedule
@@ -27,7 +29,7 @@ _POLICY = PolicySpec, ActionSpace, Augmentation, Scaling
 _NETWORK = EncoderSpec, Backbone, Norm, Pooling, NetworkSpec, Conditioning, Level
 _KEYS = {"format", "policy", "notes", "sha256"}
 _SPARE = 1000  # parameters that a policy may make and drop again while it is built
-_BASES = (*_POLICY, *_NETWORK, Schedule, Prediction, Density, Sampler, Grid)
+_BASES = (*_POLICY, *_NETWORK, Schedule, Prediction, Density, Weighting, Coupling, Sampler, Grid)
 
 
 class Checkpoint(NamedTuple):

@@ -15,6 +15,7 @@ from poise.likelihood import Divergence, LogProb, log_prob
 from poise.policies.policy import Policy, evenly
 from poise.policies.spec import PolicySpec
 from poise.sampling import Grid, RungeKutta, Sampler, State, gaussian, start, tempered, trace
+from poise.tensors import like
 from poise.typing import Actions, Denoiser, Noise, Observation, Tokens
 
 Guide = Callable[[Denoiser, Observation], Denoiser]
@@ -55,13 +56,15 @@ class DiffusionPolicy(Policy):
         return policy
 
     def loss(self, batch: Batch, draws: Draws | None = None) -> Tensor:
-        """The denoising loss of `Diffusion.loss` on normalised actions, averaged over the draws of noise."""
+        """The weighted denoising loss of `Diffusion.loss` on normalised actions, averaged over the draws of noise."""
         each, draws, x0 = self.spec.draws, draws or Draws(), self.encoded(batch)
         tokens = self.tokens(batch.observation, draws)
         # The whole batch again and again: stratified times of one window then spread over the scale of noise.
         t = self.spec.density.quantile(draws.stratified(len(x0), each)).flatten().to(x0)
         eps = draws.normal(len(x0), each, *x0.shape[1:]).transpose(0, 1).flatten(0, 1).to(x0)
-        losses = self.diffusion.loss(x0.repeat(each, 1, 1), eps, t, tokens.repeat(each, 1, 1))
+        x0 = x0.repeat(each, 1, 1)
+        losses = self.diffusion.loss(x0, self.spec.coupling.pair(x0, eps), t, tokens.repeat(each, 1, 1))
+        losses = losses * like(self.spec.weighting.factor(self.spec.prediction, self.spec.schedule, t), losses)
         return losses.unflatten(0, (each, -1)).mean(0)
 
     def denoiser(self, observation: Observation) -> Denoiser:
@@ -112,6 +115,10 @@ class DiffusionPolicy(Policy):
 
     def trace(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
         """The first state is pure noise, the others follow the sampler's steps."""
+        return self._decoded(observation, self.path(observation, noise))
+
+    def path(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
+        """`trace` in normalised units, and with the steps of a `lead`: what a student learns."""
         spec, tokens = self.spec, self.tokens(observation)
         noise = tempered(noise or gaussian(), spec.temperature)
         x = start(spec.schedule, tokens.new_empty(len(tokens), spec.horizon, spec.action), noise)
@@ -147,12 +154,12 @@ class DiffusionPolicy(Policy):
         x0 = self.action_normaliser(self.spec.space.encode(whole, observation))
         x = level.alpha * x0 + level.sigma * noise(x0, begin, begin)
         *_, last = self._denoised(observation, self.tokens(observation), x, begin, noise)
-        return last.x
+        return self.decoded(last.x, observation)
 
     def _denoised(
         self, observation: Observation, tokens: Tokens, x: Tensor, begin: float, noise: Noise
     ) -> Iterator[State]:
-        """The states from the noisy plan `x` of time `begin` on, in the units of the data."""
+        """The states from the noisy plan `x` of time `begin` on, in normalised units."""
         spec, denoise, bound = self.spec, self.diffusion.given(tokens), self.spec.bound
         if self.guide is not None:
             denoise = self.guide(denoise, observation)
@@ -160,11 +167,14 @@ class DiffusionPolicy(Policy):
             denoise = clipped(denoise, -bound, bound)
         samplers = spec.sampler.budget(spec.evaluations)
         times = spec.grid.times(spec.schedule, len(samplers), begin)
-        yield State(self.decoded(x, observation), begin, 0)
+        yield State(x, begin, 0)
         for state in trace(denoise, spec.schedule, samplers, times, x, noise):
             # The last state keeps the noise of t = 0, which may step over the bound.
-            x = self.bounded(state.x) if state.t == 0 else state.x
-            yield state._replace(x=self.decoded(x, observation))
+            yield state._replace(x=self.bounded(state.x)) if state.t == 0 else state
+
+    def _decoded(self, observation: Observation, states: Iterator[State]) -> Iterator[State]:
+        for state in states:
+            yield state._replace(x=self.decoded(state.x, observation))
 
 
 def emphasised(policy: DiffusionPolicy, features: Collection[str], weight: float) -> Guide:

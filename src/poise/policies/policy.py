@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from poise.data import Batch, Normaliser, Unscaled, Windows
 from poise.data.mapped import relieve
@@ -30,6 +31,10 @@ class Policy(nn.Module, ABC):
 
     Args:
         spec: Description of the policy.
+
+    Attributes:
+        forgetful: Whether training keeps nothing of what the encoder computes and computes it again for the gradient:
+            a third more time there, and the memory of large batches of images.
     """
 
     def __init__(self, spec: PolicySpec) -> None:
@@ -43,6 +48,7 @@ class Policy(nn.Module, ABC):
         )
         self.action_normaliser = Normaliser("action", (spec.action,))
         self.encoder = spec.encoder.build(self._shapes, spec.history)
+        self.forgetful = False
 
     def _constants(self, name: str) -> tuple[int, ...]:
         """The shape of a feature's constants: one a number, or one a channel of an image."""
@@ -124,6 +130,8 @@ class Policy(nn.Module, ABC):
         """The encoded observation history; the arguments are those of `normalised`."""
         with self._exact():
             seen = self.normalised(observation, draws)
+        if self.forgetful and self.training:
+            return checkpoint(self.encoder, seen, use_reentrant=False)
         return self.encoder(seen)
 
     def _exact(self) -> torch.autocast:

@@ -7,6 +7,8 @@ from poise.data import Augmentation, Limits, Pixels, Scaling
 from poise.nn import MLP, EncoderSpec, NetworkSpec, Vector
 from poise.objectives import Density, Uniform
 from poise.policies.actions import Absolute, ActionSpace
+from poise.policies.couplings import Coupling, Independent
+from poise.policies.weightings import Unit, Weighting
 from poise.predictions import Flow, Prediction
 from poise.sampling import DPMSolverPP, Grid, Sampler, UniformTime
 from poise.schedules import Rectified, Schedule
@@ -34,6 +36,8 @@ class PolicySpec:
         schedule: Noise schedule.
         prediction: What the network's output means.
         density: Where on the noise scale the network learns.
+        weighting: What an error counts there.
+        coupling: Which noise of a batch goes with which plan.
         augmentations: Random changes of the images, one after the other.
         draws: Noise draws a training window, which share one encoding of its observation: worth it where the encoder
             costs more than the network.
@@ -47,6 +51,9 @@ class PolicySpec:
         begin: Time at which pure noise stands for the plan, in (0, 1]. Below 1 it is the published flaw of beginning
             at a level that is not noise (Lin et al. 2023, arXiv 2305.08891), for policies that run so elsewhere.
         temperature: Factor of the noise; below 1 trades diversity for precision.
+
+    Warns:
+        UserWarning: A coupling that is biased where plans are conditioned on observations.
 
     Raises:
         ValueError: Horizons that do not fit each other, no observation, no action, actions that do not fit their space,
@@ -67,6 +74,8 @@ class PolicySpec:
     schedule: Schedule = Rectified()
     prediction: Prediction = Flow()
     density: Density = Uniform()
+    weighting: Weighting = Unit()
+    coupling: Coupling = Independent()
     draws: int = 1
     augmentations: tuple[Augmentation, ...] = ()
     observation_scaling: Scaling = Limits()
@@ -111,6 +120,7 @@ class PolicySpec:
         self.space.check(always, self.action)
         for augmentation in self.augmentations:
             augmentation.check(self.observations)
+        self.coupling.warn()
         _ = self.encoded
 
     @property

@@ -1,6 +1,7 @@
 """Training: the loop as an iterator, the running average of parameters, and runs that survive."""
 
 from poise.training.checkpoints import Checkpoints, Resumed
+from poise.training.distillation import Distillation, gap, student_of
 from poise.training.ema import EMA
 from poise.training.learner import Learner
 from poise.training.loop import Loss, Progress, train
@@ -11,6 +12,7 @@ from poise.training.validation import Validation, validate
 __all__ = [
     "EMA",
     "Checkpoints",
+    "Distillation",
     "Learner",
     "Loss",
     "Processes",
@@ -19,6 +21,8 @@ __all__ = [
     "Single",
     "TrainingSpec",
     "Validation",
+    "gap",
+    "student_of",
     "train",
     "validate",
 ]

@@ -30,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from poise.plain import to_plain
-from poise.policies import load
+from poise.policies import Policy, load
 from poise.policies.saving import FILE
 from poise.training.learner import Learner
 
@@ -96,6 +96,8 @@ class Checkpoints:
     def save(self, learner: Learner, notes: Mapping[str, Any], score: float | None = None) -> Path:
         """Write a checkpoint, and remove those that are neither new nor good enough to keep.
 
+        Where several processes train, all of them must save, and the first one writes.
+
         Args:
             learner: What is trained.
             notes: JSON data to keep with the policy.
@@ -108,16 +110,20 @@ class Checkpoints:
             FloatingPointError: A parameter that is not finite.
             OSError: The disk is full, or broken; the checkpoints so far are as they were.
         """
-        _check_finite(learner)
+        average, tensors = learner.averaged(), learner.tensors()
+        final, aside = self.folder / f"step-{learner.step:08d}", self.folder / f"{_ASIDE}-{learner.step:08d}"
+        if learner.processes.rank > 0:
+            return final
+        _check_finite(learner.step, average, tensors)
         if score is not None:
             ranked = sorted([*self.best, (score, learner.step)], key=lambda pair: (-pair[0], pair[1]))
             self.best = tuple(ranked[: self.keep_best])
-        final, aside = self.folder / f"step-{learner.step:08d}", self.folder / f"{_ASIDE}-{learner.step:08d}"
         if final.exists():
             return final
         try:
             aside.mkdir(parents=True)
-            self._write(aside, learner, notes)
+            average.save(aside, notes)
+            self._write(aside, tensors, learner.counts(), notes)
             aside.rename(final)
             _synced(self.folder)
             self._point(final.name)
@@ -131,10 +137,11 @@ class Checkpoints:
         self._prune()
         return final
 
-    def _write(self, aside: Path, learner: Learner, notes: Mapping[str, Any]) -> None:
-        learner.average.policy.save(aside, notes)
+    def _write(
+        self, aside: Path, whole: Mapping[str, Tensor], counts: Mapping[str, Any], notes: Mapping[str, Any]
+    ) -> None:
         groups: dict[str, dict[str, Tensor]] = {}
-        for name, tensor in learner.tensors().items():
+        for name, tensor in whole.items():
             group = name.rpartition(".")[2] if name.startswith("optimiser.") else "parameters"
             groups.setdefault(group, {})[name] = tensor.detach().cpu().contiguous()
         for group, tensors in groups.items():
@@ -142,7 +149,7 @@ class Checkpoints:
         files = sorted(file.name for file in aside.iterdir())
         manifest = {
             "format": _FORMAT,
-            "counts": learner.counts(),
+            "counts": counts,
             "best": self.best,
             "files": {name: _digest(aside / name) for name in files},
             "notes": to_plain(notes),
@@ -173,14 +180,29 @@ class Checkpoints:
     def resume(self, learner: Learner) -> Resumed | None:
         """Bring a learner to the newest checkpoint that is whole; None where there is none.
 
-        One whose bits differ from those that were written is passed over, with a line on stderr, and renamed.
+        One whose bits differ from those that were written is passed over, with a line on stderr, and renamed. Where
+        several processes train, all of them must resume; the first one chooses the checkpoint, and all read it.
+
+        Raises:
+            FileNotFoundError: A process does not find the checkpoint that the first one chose.
         """
+        processes = learner.processes
+        resumed = self._newest(learner) if processes.rank == 0 else None
+        chosen = int(processes.most(resumed.step if resumed else -1))
+        if processes.rank == 0 or chosen < 0:
+            return resumed
+        folder = self.folder / f"step-{chosen:08d}"
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"process {processes.rank} finds no {folder}, which the first process resumes from: expected the run's "
+                "folder on a file system that all machines share"
+            )
+        return Resumed(chosen, _restored(folder, learner)["notes"])
+
+    def _newest(self, learner: Learner) -> Resumed | None:
         for folder in self._all():
             try:
-                manifest = _verified(folder)
-                files = [name for name in manifest["files"] if name != FILE]
-                tensors = {name: value for file in files for name, value in load_file(folder / file).items()}
-                learner.restore(tensors, load(folder).state_dict(), manifest["counts"])
+                manifest = _restored(folder, learner)
             except (OSError, ValueError, KeyError, SafetensorError) as error:
                 print(f"passing over {folder}, which is not whole: {error}", file=sys.stderr)
                 folder.rename(folder.with_name(f"broken-{folder.name}-{time.time_ns()}"))
@@ -188,6 +210,15 @@ class Checkpoints:
             self.best = tuple((score, step) for score, step in manifest["best"])
             return Resumed(learner.step, manifest["notes"])
         return None
+
+
+def _restored(folder: Path, learner: Learner) -> dict[str, Any]:
+    """The manifest of a checkpoint that the learner was brought to."""
+    manifest = _verified(folder)
+    files = [name for name in manifest["files"] if name != FILE]
+    tensors = {name: value for file in files for name, value in load_file(folder / file).items()}
+    learner.restore(tensors, load(folder).state_dict(), manifest["counts"])
+    return manifest
 
 
 def _verified(folder: Path) -> dict[str, Any]:
@@ -201,13 +232,13 @@ def _verified(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def _check_finite(learner: Learner) -> None:
+def _check_finite(step: int, average: Policy, tensors: Mapping[str, Tensor]) -> None:
     """Parameters of a training that went wrong are never saved."""
-    for policy in (learner.policy, learner.average.policy):
-        for name, parameter in policy.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
+    for name, parameter in average.named_parameters():
+        for found in (tensors[f"policy.{name}"], parameter):
+            if not bool(torch.isfinite(found).all()):
                 raise FloatingPointError(
-                    f"parameter {name!r} is not finite at step {learner.step}, so that no checkpoint is written: "
+                    f"parameter {name!r} is not finite at step {step}, so that no checkpoint is written: "
                     "lower the learning rate, and resume from the last one"
                 )
 

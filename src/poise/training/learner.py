@@ -8,6 +8,7 @@ from torch import Tensor
 
 from poise.policies import Policy
 from poise.training.ema import EMA
+from poise.training.processes import Processes, Single
 from poise.training.spec import TrainingSpec
 
 _RANDOM = "random"
@@ -19,11 +20,13 @@ class Learner:
     Args:
         policy: Fitted policy; its parameters are changed.
         spec: How it is trained.
+        processes: Those that share the training; None is one.
 
     Attributes:
         policy: The policy.
         spec: How it is trained.
-        average: The running average of the policy: what is validated, saved and deployed.
+        processes: Those that share the training.
+        average: The running average of the policy; take it by `averaged`.
         optimiser: AdamW.
         step: Steps done.
         seconds: Spent on them.
@@ -32,9 +35,9 @@ class Learner:
         ValueError: A feature without statistics.
     """
 
-    def __init__(self, policy: Policy, spec: TrainingSpec) -> None:
+    def __init__(self, policy: Policy, spec: TrainingSpec, processes: Processes | None = None) -> None:
         policy.ready()
-        self.policy, self.spec = policy, spec
+        self.policy, self.spec, self.processes = policy, spec, processes or Single()
         self.average = EMA(policy, spec.ema_power, spec.ema_maximum)
         self.optimiser = torch.optim.AdamW(
             policy.parameters(), lr=spec.learning_rate, weight_decay=spec.weight_decay, betas=spec.betas, fused=True
@@ -46,16 +49,24 @@ class Learner:
         """Where it trains."""
         return self.policy.action_normaliser.scale.device
 
+    def averaged(self) -> Policy:
+        """The averaged policy, which is validated, saved and deployed; every process must ask for it."""
+        return self.processes.gathered(self.average.policy)
+
     def tensors(self) -> dict[str, Tensor]:
         """Everything that the next step depends on but the average and the counts: what a resume needs, bit by bit.
 
         They are the parameters and buffers of the policy, two moments and a count of steps a parameter, and the states
-        of PyTorch's global generators, which dropout draws from.
+        of PyTorch's global generators, which dropout draws from. Every process must ask, and the first one gets them.
         """
         found = {f"policy.{name}": tensor for name, tensor in self.policy.state_dict().items()}
         for name, parameter in self.policy.named_parameters():
             for key, value in self.optimiser.state.get(parameter, {}).items():
                 found[f"optimiser.{name}.{key}"] = value
+        for name in tuple(found):
+            whole = self.processes.whole(found.pop(name))
+            if self.processes.rank == 0:
+                found[name] = whole
         found[f"{_RANDOM}.cpu"] = torch.get_rng_state()
         if self.device.type == "cuda":
             found[f"{_RANDOM}.cuda"] = torch.cuda.get_rng_state(self.device)
@@ -66,7 +77,9 @@ class Learner:
         return {"step": self.step, "seconds": self.seconds, "updates": self.average.updates}
 
     def restore(self, tensors: Mapping[str, Tensor], average: Mapping[str, Tensor], counts: Mapping[str, Any]) -> None:
-        """Go on from what `tensors`, the average's state and `counts` were.
+        """Go on from what `tensors`, the average's state and `counts` were, whatever the number of processes then.
+
+        It comes before the training, on every process.
 
         Raises:
             RuntimeError: Tensors of another policy.

@@ -14,9 +14,10 @@ from poise.draws import Draws
 from poise.policies import Policy
 from poise.training.clock import Clock
 from poise.training.learner import Learner
-from poise.training.order import Order, noise_seed
-from poise.training.processes import Processes, Single
+from poise.training.order import Order, noise_seed, seed_of
 from poise.training.validation import Validation, validate
+
+_DROPOUT = 2  # order.py has the seeds before it
 
 
 @dataclass(frozen=True)
@@ -72,45 +73,37 @@ class Objective(nn.Module):
 
 
 def train(
-    learner: Learner,
-    windows: Windows,
-    validation: Windows | None = None,
-    processes: Processes | None = None,
-    loss: Loss | None = None,
+    learner: Learner, windows: Windows, validation: Windows | None = None, loss: Loss | None = None
 ) -> Iterator[Progress]:
     """Train in place from where the learner stands, yielding after every step.
 
     Order of the data and random numbers are pure functions of the seed and the step: two runs of so many steps are
     equal bit by bit on one machine, however often they were resumed, and up to rounding whatever the number of parts
-    or processes. A step whose loss or gradient is not finite changes nothing.
+    or processes. A step whose loss or gradient is not finite changes nothing. Where several processes train, each runs
+    this loop to the same step, and the first one validates.
 
     Args:
         learner: What is trained.
         windows: Training windows.
         validation: Held-out windows.
-        processes: Those that share the training; None is one.
         loss: What is minimised; None is the policy's own loss.
 
     Raises:
-        ValueError: A batch of more windows than there are.
+        ValueError: A batch of more windows than there are, or of fewer than processes and parts.
         FloatingPointError: `patience` skipped steps in a row.
     """
-    spec, processes = learner.spec, processes or Single()
-    order, generator = Order(len(windows), spec.batch, spec.seed), torch.Generator(learner.device)
-    module = Objective(learner.policy, loss or learner.policy.loss, spec.mask_padding)
-    objective = processes.prepare(module, learner.optimiser)
-    step = _Step(learner, windows, objective, processes, generator)
+    spec, step = learner.spec, _Step(learner, windows, loss or learner.policy.loss)
     before, begin, skipped = learner.seconds, time.perf_counter(), 0
     fraction = _fraction(learner)
     while fraction < 1:
         rate = spec.learning_rate * _schedule(learner.step + 1, fraction, learner)
-        indices = order(learner.step)
-        value, norm = step(indices, rate)
+        value, norm, indices = step(rate)
         good = math.isfinite(value) and math.isfinite(norm)
         skipped = 0 if good else skipped + 1
-        learner.step, learner.seconds = learner.step + 1, before + time.perf_counter() - begin
+        seconds = before + time.perf_counter() - begin
+        learner.step, learner.seconds = learner.step + 1, _agreed(learner, seconds)
         fraction = _fraction(learner)
-        due = validation is not None and (learner.step % spec.validate_every == 0 or fraction >= 1)
+        due = learner.step % spec.validate_every == 0 or fraction >= 1
         yield Progress(
             step=learner.step,
             fraction=fraction,
@@ -121,7 +114,7 @@ def train(
             samples=learner.step * spec.batch,
             skipped=() if good else tuple(indices.tolist()),
             shares=step.clock.shares,
-            validation=validate(learner.average.policy, validation, spec) if validation is not None and due else None,
+            validation=_validated(learner, validation) if validation is not None and due else None,
         )
         if skipped >= spec.patience:
             raise FloatingPointError(
@@ -133,18 +126,23 @@ def train(
 class _Step:
     """One gradient step."""
 
-    def __init__(
-        self, learner: Learner, windows: Windows, objective: nn.Module, processes: Processes, generator: torch.Generator
-    ) -> None:
-        self._learner, self._windows, self._generator = learner, windows, generator
-        self._objective, self._processes = objective, processes
+    def __init__(self, learner: Learner, windows: Windows, loss: Loss) -> None:
+        _check_parts(learner)
+        spec, self._processes = learner.spec, learner.processes
+        self._learner, self._windows, self._order = learner, windows, Order(len(windows), spec.batch, spec.seed)
+        objective = Objective(learner.policy, loss, spec.mask_padding)
+        self._objective = self._processes.prepare(objective, learner.optimiser, learner.average.policy)
+        self._generator = torch.Generator(learner.device)
         self.clock = Clock(learner.device)
 
-    def __call__(self, indices: Tensor, rate: float) -> tuple[float, float]:
-        """Take the step if loss and norm, which it returns, are finite."""
+    def __call__(self, rate: float) -> tuple[float, float, Tensor]:
+        """Take the step if loss and norm are finite, which it returns with the indices of the windows."""
         learner, clock = self._learner, self.clock
-        learner.policy.train().zero_grad()
+        indices = self._order(learner.step)
+        learner.policy.train()
         clock.start(learner.step)
+        if self._processes.count > 1:  # else all of them would drop the same units
+            torch.manual_seed(seed_of(learner.spec.seed, _DROPOUT, learner.step, self._processes.rank))
         total = self._total(indices)
         loss = self._gradient(indices, total)
         norm = self._processes.clip(self._objective, learner.spec.clip).item()
@@ -154,8 +152,9 @@ class _Step:
                 group["lr"] = rate
             learner.optimiser.step()
             learner.average.update(learner.policy)
+        learner.policy.zero_grad()  # whoever saves now has the memory of the gradients for it
         clock.lap("optimiser")
-        return value, norm
+        return value, norm, indices
 
     def _total(self, indices: Tensor) -> int:
         """Steps of actions in the batch, over all processes, that the loss is the mean of."""
@@ -187,6 +186,27 @@ class _Step:
         """The step's random numbers for the rows from `start` on: every part begins with the same seed."""
         seed = noise_seed(self._learner.spec.seed, self._learner.step)
         return Draws(self._generator.manual_seed(seed), start, total)
+
+
+def _check_parts(learner: Learner) -> None:
+    """Every part of a batch must hold a window."""
+    spec, count = learner.spec, learner.processes.count
+    if spec.batch < count * spec.accumulate:
+        raise ValueError(
+            f"got a batch of {spec.batch} for {count} processes that compute {spec.accumulate} parts each, expected at "
+            f"least {count * spec.accumulate}: --training.batch is over all processes"
+        )
+
+
+def _validated(learner: Learner, windows: Windows) -> Validation | None:
+    """Figures of the average, which all processes gather and the first one tries."""
+    average = learner.averaged()
+    return validate(average, windows, learner.spec) if learner.processes.rank == 0 else None
+
+
+def _agreed(learner: Learner, seconds: float) -> float:
+    """The clock, which must not differ between processes where the rate and the end depend on it."""
+    return learner.processes.most(seconds) if learner.spec.minutes else seconds
 
 
 def _fraction(learner: Learner) -> float:

@@ -23,7 +23,9 @@ class TrainingSpec:
         mask_padding: Leave padded actions out of the loss. By default they count, and a policy learns to hold its last
             action at the end of an episode; what no window ever trains, a diffusion would fill at random.
         bfloat16: Run the network under bfloat16 autocast; parameters and sums stay float32.
-        compile: Compile the network, which takes half a minute and then pays on long runs.
+        compile: Compile encoder and network, which takes a minute and pays on accelerators.
+        forgetful: Compute what the encoder did again for its gradient instead of keeping it: a third more of its time,
+            and the memory of large batches of images.
         patience: Steps in a row whose loss or gradient is not finite, each of them skipped, that end the training.
         validate_every: Steps between validations.
         evaluate_every: Steps between closed-loop evaluations of the averaged policy; None leaves them out.
@@ -51,6 +53,7 @@ class TrainingSpec:
     mask_padding: bool = False
     bfloat16: bool = False
     compile: bool = False
+    forgetful: bool = False
     patience: int = 10
     validate_every: int = 1000
     evaluate_every: int | None = None

@@ -1,9 +1,12 @@
 """What a training asks of a tool that keeps its figures."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+
+PROJECT = "poise"
+"""Under which tools that sort runs by project keep them."""
 
 
 class Tracker(ABC):
@@ -31,4 +34,41 @@ class Tracker(ABC):
         """The run is over."""
 
 
-__all__ = ["Tracker"]
+def flat(figures: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Figures as numbers by name, for tools that know nothing else.
+
+    `{"shares": {"data": 0.1}}` becomes `{"shares/data": 0.1}`. A list is named by position; where it holds pairs, which
+    are the points of a curve, their second numbers are kept: `{"levels": [(6.9, 0.5), (3.1, 0.2)]}` becomes
+    `{"levels/0": 0.5, "levels/1": 0.2}`. None is left out.
+    """
+    found: dict[str, float] = {}
+    for name, value in figures.items():
+        match value:
+            case None:
+                pass
+            case Mapping():
+                found |= flat(value, f"{prefix}{name}/")
+            case list() | tuple():
+                last = {str(i): v[-1] if isinstance(v, list | tuple) else v for i, v in enumerate(value)}
+                found |= flat(last, f"{prefix}{name}/")
+            case _:
+                found[f"{prefix}{name}"] = float(value)
+    return found
+
+
+def remembered(run: Path, tool: str, step: int, new: Callable[[], str]) -> str:
+    """The name that a tool knows a run by, kept in its folder: that of the run that goes on, or a new one.
+
+    Args:
+        run: Folder of the run.
+        tool: Name of the file.
+        step: Steps done.
+        new: Makes a name.
+    """
+    file = run / f"{tool}.id"
+    if not (step and file.is_file()):
+        file.write_text(new())
+    return file.read_text()
+
+
+__all__ = ["PROJECT", "Tracker", "flat", "remembered"]

@@ -2,11 +2,12 @@
 
     python benchmarks/head_to_head.py --data pusht_cchi_v7_replay.zarr --peers VENV --out out/head_to_head
 
-One after the other, each with all threads. LeRobot trains its small U-Net (4.5 M parameters) on what it calls
-`pusht_keypoints`, the agent and the corners of the block, with its own loss and optimiser, on batches from memory. Ours
-is `recipes/pusht.py`. Both are saved at every quarter of the time, and tried by one evaluator on the same starts;
-LeRobot's are imported for that (see the benchmark of policies from elsewhere: plans agree within 1e-5) and plan by
-DDIM with 10 evaluations, at the end also by their own scheduler with 100. Writes results.json and head_to_head.png.
+One after the other, each with all threads, before any is tried. LeRobot trains its small U-Net (4.5 M parameters) on
+what it calls `pusht_keypoints`, the agent and the corners of the block, with its own loss and optimiser, on batches
+from memory. Ours is `recipes/pusht.py`. Both are saved at every quarter of the time, and tried by one evaluator on the
+same starts; LeRobot's are imported for that (see the benchmark of policies from elsewhere: plans agree within 1e-5) and
+plan by DDIM with 10 evaluations, at the end also by their own scheduler with 100. Writes results.json and
+head_to_head.png.
 """
 
 import argparse
@@ -111,11 +112,16 @@ def ours(arguments: argparse.Namespace, recipe: Recipe) -> list[dict[str, Any]]:
     return rows
 
 
-def tried(policy: Policy, task: Task, arguments: argparse.Namespace, what: str) -> dict[str, Any]:
+def write(results: dict[str, Any], file: Path) -> None:
+    """Keep what is there, so that an interrupted benchmark goes on."""
+    file.write_text(json.dumps(results | {"date": date.today().isoformat()}, indent=1))
+
+
+def tried(policy: Policy, task: Task, seed: int, episodes: int, what: str) -> dict[str, Any]:
     """Figures of a policy in closed loop."""
-    seeds = range(arguments.seed, arguments.seed + arguments.episodes)
-    episodes = list(tqdm(rollout(policy, task, seeds), total=len(seeds), desc=what))
-    return summary(episodes, latency(policy, 10))
+    seeds = range(seed, seed + episodes)
+    found = list(tqdm(rollout(policy, task, seeds), total=len(seeds), desc=what))
+    return summary(found, latency(policy, 10))
 
 
 def plot(rows: Mapping[str, list[dict[str, Any]]], file: Path) -> None:
@@ -143,6 +149,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=20.0)
     parser.add_argument("--parts", type=int, default=4)
     parser.add_argument("--episodes", type=int, default=500)
+    parser.add_argument("--curve-episodes", type=int, default=500, help="of all checkpoints but the last of a side")
     parser.add_argument("--seed", type=int, default=100_000)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -155,18 +162,24 @@ def main() -> None:
         "poise": (ours, recipe.task),
     }
     results: dict[str, Any] = json.loads(file.read_text()) if file.exists() else {"machine": machine(), "rows": {}}
-    for name, (learn, task) in sides.items():
-        rows = results["rows"].setdefault(name, learn(arguments, recipe) if name not in results["rows"] else [])
-        for row in rows:
+    for name, (learn, _) in sides.items():
+        if name not in results["rows"]:
+            results["rows"][name] = learn(arguments, recipe)
+            write(results, file)
+    for name, (_, task) in sides.items():
+        for row in reversed(results["rows"][name]):
             if "figures" not in row:
-                imported = name == "LeRobot"
-                policy = import_lerobot(row["folder"]).policy if imported else load(row["folder"])
+                last, label = row is results["rows"][name][-1], f"{name}, {row['minutes']:.0f} minutes"
+                episodes = arguments.episodes if last else arguments.curve_episodes
+                policy = import_lerobot(row["folder"]).policy if name == "LeRobot" else load(row["folder"])
                 assert isinstance(policy, DiffusionPolicy)
-                chosen = policy.using(DDIM(bound=policy.spec.sampler.bound), evaluations=10) if imported else policy
-                row["figures"] = tried(chosen, task, arguments, f"{name}, {row['minutes']:.0f} minutes")
-                if imported and row is rows[-1]:
-                    row["own scheduler"] = tried(policy, task, arguments, "LeRobot, own scheduler")
-            file.write_text(json.dumps(results | {"date": date.today().isoformat()}, indent=1))
+                chosen = policy
+                if name == "LeRobot":
+                    chosen = policy.using(DDIM(bound=policy.spec.sampler.bound), evaluations=10)
+                row["figures"] = tried(chosen, task, arguments.seed, episodes, label)
+                if last and name == "LeRobot":
+                    row["own scheduler"] = tried(policy, task, arguments.seed, episodes, "LeRobot, own scheduler")
+                write(results, file)
     plot(results["rows"], arguments.out / "head_to_head.png")
     for name, rows in results["rows"].items():
         for row in rows:

@@ -87,6 +87,7 @@ def test_the_table_holds_what_the_runs_measured(swept):
     table = list(csv.DictReader((swept / "sweep.csv").read_text().splitlines()))
     assert [float(row["success_high"]) for row in table] == [row["success_high"] for row in rows]
     assert f"| {WIDTH} | success | 95 % interval | seeds" in (swept / "sweep.md").read_text()
+    assert "| field | mean success | range | share | best |" in (swept / "sweep.md").read_text()
     assert "Wilson" in (swept / "report.html").read_text()
     assert (swept / "sweep.png").stat().st_size > 5000
 

@@ -25,6 +25,7 @@ from poise.cli.fields import fields, nearest
 from poise.cli.machine import machine
 from poise.cli.train import parse_run, train_recipe
 from poise.evaluation import wilson
+from poise.evaluation.influence import influences
 from poise.evaluation.report import Section, Table, write_report
 from poise.evaluation.sweep_plot import sweep_figure
 from poise.plain import concrete
@@ -240,8 +241,8 @@ def pooled(runs: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> list[dic
 def _written(
     out: Path, rows: list[dict[str, Any]], runs: Sequence[Mapping[str, Any]], varied: Sequence[str], seconds: float
 ) -> None:
-    table = _table(rows, varied)
-    text = "\n".join(_markdown(table))
+    table, matters = _table(rows, varied), _matters(rows, varied)
+    text = "\n".join((*_markdown(table), "", *_markdown(matters)))
     print(f"\n{text}\n")
     write_json(out / "sweep.json", {"rows": rows, "runs": runs, "seconds": seconds, "machine": machine()})
     (out / "sweep.md").write_text(text + "\n")
@@ -253,13 +254,31 @@ def _written(
     figure.savefig(out / "sweep.png", dpi=150)
     best = max(rows, key=lambda row: row["success"])
     lead = f"Best: {', '.join(f'{n} {best[n]}' for n in varied)}, with a success of {best['success']:.1%}."
-    section = Section("Success", _TEXT, [figure], table)
-    write_report(out / "report.html", "Sweep", lead, [section], machine())
+    sections = [Section("Success", _TEXT, [figure], table), Section("What matters", _MATTERS, [], matters)]
+    write_report(out / "report.html", "Sweep", lead, sections, machine())
     print(f"wrote {out / 'report.html'}")
 
 
 _TEXT = """One row a setting. The interval is Wilson's over the episodes of all training seeds, which have the same \
 starts; it does not hold the spread of trainings, which the range over seeds shows."""
+
+
+_MATTERS = """The mean success of every value of a field over all settings of the others, the field that moves it \
+most first. The share is that of the variance between settings; what is left are interactions and chance."""
+
+
+def _matters(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> Table:
+    cells = [
+        (
+            found.field,
+            ", ".join(f"{value} {mean:.1%}" for value, mean in found.means.items()),
+            f"{found.range:.1%}",
+            f"{found.share:.0%}",
+            found.best,
+        )
+        for found in influences(rows, varied, "success")
+    ]
+    return Table(("field", "mean success", "range", "share", "best"), cells)
 
 
 def _table(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> Table:

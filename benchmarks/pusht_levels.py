@@ -1,0 +1,41 @@
+"""A recipe for a sweep over what diffusion policies are said to be sensitive to: schedule, levels, prediction.
+
+    poise sweep benchmarks/pusht_levels.py --data pusht_cchi_v7_replay.zarr --out out/sensitivity --jobs 2 \
+        --vary policy.schedule=VPCosine,VPLinear,Rectified --vary policy.density.levels=10,100,1000 \
+        --vary policy.prediction=Epsilon,Clean,Velocity
+
+The recipe of Push-T from state, for 2000 steps, on so many discrete levels of noise instead of all.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from poise import TrainingSpec, load_recipe
+from poise.objectives import Density
+
+PUSHT = load_recipe(Path(__file__).parents[1] / "recipes" / "pusht.py")
+
+
+@dataclasses.dataclass(frozen=True)
+class Levels(Density):
+    """The times n / N, n = 1 ... N, of a chain of N steps.
+
+    Attributes:
+        levels: N.
+    """
+
+    levels: int = 100
+
+    def quantile(self, u: Tensor) -> Tensor:
+        """The next of these times."""
+        return (torch.floor(u * self.levels) + 1) / self.levels
+
+
+recipe = dataclasses.replace(
+    PUSHT,
+    policy=dataclasses.replace(PUSHT.policy, density=Levels()),
+    training=TrainingSpec(steps=2000, batch=512, bfloat16=True),
+)

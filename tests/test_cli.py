@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from poise.cli import main
 from poise.nn import SmallCNN
 from poise.nn.encoders.backbones import Trunk
-from poise.policies import DiffusionPolicy, Policy, load, load_checkpoint
+from poise.policies import DiffusionPolicy, Policy, Safety, load, load_checkpoint
 
 RECIPE = """
 import numpy as np
@@ -103,6 +103,7 @@ def test_training_and_evaluation_take_place_on_the_device(recipe, checkpoint, mo
     monkeypatch.setattr(verb, "train", watched)
     for step in ("fit", "ready"):  # which look at numbers, of which that device has none
         monkeypatch.setattr(DiffusionPolicy, step, lambda *arguments: None)
+    monkeypatch.setattr(Safety, "fit", lambda *arguments: None)
     run(monkeypatch, "train", recipe, "--out", tmp_path / "meta", "--device", "meta")
     assert found == ["meta", "meta"]
     with pytest.raises(RuntimeError, match="meta"):

@@ -12,7 +12,7 @@ from poise.cli.evaluate import Hardware
 from poise.cli.machine import machine
 from poise.data import Windows
 from poise.plain import to_plain
-from poise.policies import DiffusionPolicy, load
+from poise.policies import DiffusionPolicy, Safety, load
 from poise.policies.saving import FILE
 from poise.recipe import load_recipe
 from poise.training import Learner, TrainingSpec, train
@@ -87,6 +87,7 @@ def distill(
     print(_compared(student, teacher, windows[1]))
     described = {"teacher": checkpoint, "recipe": recipe, "data": data, "machine": machine()}
     notes = {**{name: str(value) for name, value in described.items()}, "training": to_plain(training)}
+    notes["safety"] = to_plain(Safety.fit(windows[0].actions, windows[0].starts))
     print(f"wrote {student.save(out, notes)}\nnext: poise evaluate {out} --recipe {recipe}")
 
 

@@ -7,7 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -18,7 +18,8 @@ from tqdm import tqdm
 from poise.data import Windows
 from poise.evaluation import Task, rollout
 from poise.nn import load_backbone
-from poise.policies import NearestNeighbour, Policy, PolicySpec
+from poise.plain import to_plain
+from poise.policies import NearestNeighbour, Policy, PolicySpec, Safety
 from poise.policies.saving import FILE
 from poise.training import Checkpoints, Learner, Processes, Progress, Single, TrainingSpec, Validation, train
 from poise.training.trackers import Tracker
@@ -60,7 +61,9 @@ def fit(
     resume: bool = False,
     processes: Processes | None = None,
 ) -> Path:
-    """Train, with checkpoints under `checkpoints`; SIGTERM and Ctrl-C save one and end the training early.
+    """Train, with checkpoints under `checkpoints`, and the limits of the demonstrated actions in their notes.
+
+    SIGTERM and Ctrl-C save a checkpoint and end the training early.
 
     Where several processes train, each calls this; the first one prints, writes and evaluates.
 
@@ -81,6 +84,8 @@ def fit(
     torch.manual_seed(job.training.seed)
     policy = job.kind(job.spec).to(windows[0].device)
     policy.fit(windows[0])
+    limits = Safety.fit(windows[0].actions, windows[0].starts)
+    job = replace(job, notes={**job.notes, "safety": to_plain(limits)})
     if job.weights:
         load_backbone(policy, job.weights)
     checkpoints = Checkpoints(job.out, job.training.keep_last, job.training.keep_best)

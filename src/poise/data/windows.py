@@ -101,6 +101,11 @@ class Windows:
         self._first = torch.as_tensor(episodes.starts).to(device)
         self._last = torch.as_tensor(episodes.ends - 1).to(device)
 
+    @property
+    def starts(self) -> Tensor:
+        """The first row of every episode, `(episodes,)`."""
+        return self._first
+
     def only(self, episodes: NDArray) -> "Windows":
         """The windows of some episodes, by their numbers; all features are shared.
 

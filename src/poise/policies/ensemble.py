@@ -56,12 +56,26 @@ class TemporalEnsemble:
         robots, horizon = self._made.shape
         index = self._memory.now[:, None] - self._begin
         alive = (self._made >= 0) & (index < horizon)
-        oldest = np.where(alive, self._made, np.iinfo(int).max).min(1, keepdims=True)
-        exponent = np.where(alive, -self.decay * (self._made - oldest), -np.inf)
-        # The largest weight is one, so that none overflows; a robot that never acted has none.
-        weight = np.exp(exponent - exponent.max(1, keepdims=True, initial=-1e300))
         said = self._plans[np.arange(robots)[:, None], np.arange(horizon), index.clip(0, horizon - 1)]
-        return (weight[..., None] * said).sum(1) / weight.sum(1, keepdims=True).clip(1e-300)
+        return ensembled(said, self._made, alive, self.decay)
 
 
-__all__ = ["TemporalEnsemble"]
+def ensembled(
+    said: NDArray[np.float32], made: NDArray[np.integer], alive: NDArray[np.bool_], decay: float
+) -> NDArray[np.float64]:
+    """What plans say about now, averaged with the weights of `TemporalEnsemble`.
+
+    Args:
+        said: `(robots, plans, action)`.
+        made: When each plan was made, `(robots, plans)`.
+        alive: Whether it says anything, `(robots, plans)`; a robot without any gets zeros.
+        decay: m.
+    """
+    oldest = np.where(alive, made, np.iinfo(int).max).min(1, keepdims=True)
+    exponent = np.where(alive, -decay * (made - oldest), -np.inf)
+    # The largest weight is one, so that none overflows; a robot that never acted has none.
+    weight = np.exp(exponent - exponent.max(1, keepdims=True, initial=-1e300))
+    return (weight[..., None] * said).sum(1) / weight.sum(1, keepdims=True).clip(1e-300)
+
+
+__all__ = ["TemporalEnsemble", "ensembled"]

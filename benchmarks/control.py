@@ -1,0 +1,162 @@
+"""Control loops in real time, with plans that take up to half a second and observations that get lost.
+
+    python benchmarks/control.py --minutes 1
+
+Two loops run one after the other for so many minutes each, with an untrained policy; each plan takes a random latency
+of 0 to 500 ms on top of its own, and 5 % of the observations and of the plans are lost. A lost observation is replaced
+by the one before and its age.
+
+- 20 Hz, synchronous, one thread: the robot stands while it plans.
+- 50 Hz, asynchronous: a thread plans, and the robot goes on along the last plan meanwhile.
+
+Both send through `Safe` and ask a `Watchdog`. In a tick without an action of a plan the robot holds, which is recorded.
+A tick that passes without any command is missed; the last figure counts the missed ticks without a recorded hold, and
+must be 0, or the program fails. The time of a tick is from when it is due until its command is sent. Prints a Markdown
+table, then JSON.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from latency import fitted
+from numpy.typing import NDArray
+
+from poise import MLP, PolicySpec
+from poise.cli.machine import machine
+from poise.policies import Asynchronous, Controller, Policy, RecedingHorizon, Request, Safe, Safety, afresh
+from poise.policies.memory import Memory, Robots
+from poise.watchdog import Watchdog, repeated
+
+SPEC = PolicySpec({"state": (7,)}, 7, horizon=64, execute=16, network=MLP(256, 2, 64), evaluations=5)
+SAFETY = Safety((-10.0,) * 7, (10.0,) * 7, (1.0,) * 7)
+LONGEST, LOST = 0.5, 0.05  # seconds, share
+HEAD = (
+    "| loop | ticks | p50 ms | p99 ms | lost plans | missed ticks | recorded holds | missed without a hold |\n"
+    "|---|---:|---:|---:|---:|---:|---:|---:|"
+)
+
+
+class Slow:
+    """Plans that take their time, or are lost; the first one, which is waited for, is not."""
+
+    def __init__(self) -> None:
+        self.rng, self.plans, self.lost = np.random.default_rng(0), 0, 0
+
+    def way(self, policy: Policy, request: Request) -> NDArray[np.float32]:
+        """For `Asynchronous`."""
+        return self.made(partial(afresh, policy, request))
+
+    def planner(self, memory: Memory, robots: Robots) -> NDArray[np.float32]:
+        """For `RecedingHorizon`."""
+        return self.made(partial(memory.plan, robots))
+
+    def made(self, make: Callable[[], NDArray[np.float32]]) -> NDArray[np.float32]:
+        """The plans, some time later."""
+        self.plans += 1
+        time.sleep(self.rng.uniform(0, LONGEST))
+        if self.plans > 1 and self.rng.random() < LOST:
+            self.lost += 1
+            raise TimeoutError("the plan was lost")
+        return make()
+
+
+@dataclass
+class Loop:
+    """A control loop, and what it did when.
+
+    Attributes:
+        rate_hz: Ticks a second.
+        controller: What acts.
+        held: Whether its last action was none of a plan.
+        sent: Ticks that were due, and the seconds since tick 0 at which their commands were sent.
+        holds: Ticks at which the robot held.
+    """
+
+    rate_hz: float
+    controller: Controller
+    held: Callable[[], bool] = lambda: False
+    rng: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
+    sent: list[tuple[int, float]] = field(default_factory=list)
+    holds: set[int] = field(default_factory=set)
+
+    def run(self, ticks: int) -> None:
+        """Tick so many times."""
+        dog = Watchdog(1.5 / self.rate_hz, 60.0, partial(sys.exit, "stopped by the watchdog"))
+        seen, age, tick = self._observed(), 0, 0
+        self.controller.act(seen)  # before the robot moves: it waits for the first plan
+        begin = time.perf_counter()
+        while tick < ticks:
+            time.sleep(max(0.0, begin + tick / self.rate_hz - time.perf_counter()))
+            lost = self.rng.random() < LOST
+            seen, age = (seen, age + 1) if lost else (self._observed(), 0)
+            if self._acts(seen, age):
+                dog.feed()
+            now = time.perf_counter() - begin
+            self.sent.append((tick, now))
+            current = max(tick, int(now * self.rate_hz))
+            if not dog.alive():
+                self.holds.add(current)
+            self.holds.update(range(tick, current))  # the robot stood: nobody catches these up
+            tick = current + 1
+
+    def _acts(self, seen: dict[str, NDArray], age: int) -> bool:
+        """Whether there is an action of a plan to send; otherwise the last one is sent again."""
+        try:
+            self.controller.act(seen, age=age)
+        except TimeoutError:
+            return False
+        return not self.held()
+
+    def _observed(self) -> dict[str, NDArray]:
+        return {"state": self.rng.normal(size=(1, 7)).astype(np.float32)}
+
+    def figures(self, ticks: int) -> dict[str, Any]:
+        """What happened; missed ticks are counted from the times at which commands were sent, and from nothing else."""
+        late = 1e3 * np.array([now - tick / self.rate_hz for tick, now in self.sent])
+        missed = set(range(ticks)) - {int(now * self.rate_hz) for _, now in self.sent}
+        p50, p99 = np.quantile(late, [0.5, 0.99]).tolist()
+        counts = {"missed": len(missed), "holds": len(self.holds), "unrecorded": len(missed - self.holds)}
+        return {"ticks": ticks, "p50": p50, "p99": p99, **counts}
+
+
+def loops(policy: Policy) -> Iterator[tuple[str, Loop, Slow]]:
+    """Both loops; the second one's thread ends after it."""
+    slow = Slow()
+    yield "20 Hz, synchronous", Loop(20.0, Safe(RecedingHorizon(policy, 1, slow.planner), SAFETY, repeated)), slow
+    slow = Slow()
+    with Asynchronous(policy, hold=repeated, way=slow.way) as inner:
+        yield "50 Hz, asynchronous", Loop(50.0, Safe(inner, SAFETY, repeated), lambda: bool(inner.held.any())), slow
+
+
+def main() -> None:
+    """Run both loops."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--minutes", type=float, default=1.0)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    policy, _ = fitted(SPEC)
+    print(HEAD)
+    results = {}
+    for name, loop, slow in loops(policy):
+        ticks = int(60 * arguments.minutes * loop.rate_hz)
+        loop.run(ticks)
+        found = results[name] = {**loop.figures(ticks), "plans": slow.plans, "lost": slow.lost}
+        print(
+            f"| {name} | {ticks} | {found['p50']:.2f} | {found['p99']:.2f} | {slow.lost} of {slow.plans} | "
+            f"{found['missed']} | {found['holds']} | {found['unrecorded']} |"
+        )
+    print(json.dumps({"machine": machine(), "minutes": arguments.minutes, "loops": results}))
+    if any(found["unrecorded"] for found in results.values()):
+        sys.exit("missed ticks without a recorded hold")
+
+
+if __name__ == "__main__":
+    main()

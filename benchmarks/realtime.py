@@ -1,0 +1,152 @@
+"""Plans that arrive late: plain switching, ensembling and real-time chunking, from one checkpoint, on a recipe's task.
+
+    python benchmarks/realtime.py out/pusht --recipe recipes/pusht.py --episodes 500 --seed 100000
+
+A plan is asked for every `execute` control steps, and arrives the given number of steps later; until then the robot
+goes on along the plan before. The ensemble asks as often as the delay allows. Nothing waits for a clock, so the figures
+do not depend on the machine, apart from the milliseconds of a plan for one robot.
+
+Prints a Markdown table (95 % intervals: Wilson's for success, bootstrapped for the means of the rest), then JSON
+(intervals as value, low, high). All rows have the same seeds. The jump is the change of action where a plan is entered,
+the seam the same relative to the change within plans, the jerk that of `poise.evaluation.jerk`.
+"""
+
+import argparse
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from tqdm import tqdm
+
+from poise import DiffusionPolicy, Recipe, load, load_recipe, rollout
+from poise.cli.machine import machine
+from poise.evaluation import Episode, Interval, bootstrap, jerk, seam_jump, wilson
+from poise.guidance import identity, vjp
+from poise.policies import Asynchronous, Chunking, ExponentialMask, Request, Way, afresh, simulated
+from poise.watchdog import repeated
+
+MASK = ExponentialMask()
+TIMED = 30  # plans
+COLUMNS = {"success": ".1%", "reward": ".3f", "jump": ".3g", "seam": ".2f", "jerk": ".3g"}  # and their formats
+HEAD = (
+    f"| delay | controller | {' | 95 % | '.join(COLUMNS)} | 95 % | held | ms a plan |\n"
+    f"|---:|---|{'---:|---|' * len(COLUMNS)}---:|---:|"
+)
+
+
+class Row(NamedTuple):
+    """One controller."""
+
+    name: str
+    way: Way
+    execute: int | None = None
+    decay: float | None = None
+
+
+def rows(beta: float, decay: float) -> Iterator[Row]:
+    """The controllers."""
+    yield Row("plain switching", afresh)
+    yield Row(f"ensemble, decay {decay:g}", afresh, execute=1, decay=decay)
+    yield Row("chunking, vjp", Chunking(MASK, beta, vjp))
+    yield Row("chunking, identity", Chunking(MASK, beta, identity))
+    yield Row("chunking, vjp, beta 10, fade 2", Chunking(MASK, 10.0, vjp, 2))
+
+
+def milliseconds(policy: DiffusionPolicy, row: Row, delay: int, episode: Episode) -> float:
+    """Median time of a plan of one robot that sees an episode again; its first plan is left out."""
+    seconds, spec = [], policy.spec
+
+    def timed(policy: DiffusionPolicy, request: Request) -> NDArray[np.float32]:
+        begin = time.perf_counter()
+        plans = row.way(policy, request)
+        seconds.append(time.perf_counter() - begin)
+        return plans
+
+    controller = simulated(policy, hold=repeated, delays=(delay,), way=timed, execute=row.execute, decay=row.decay)
+    black = {name: np.zeros((1, *spec.observations[name]), np.uint8) for name in spec.cameras}
+    for t in range(TIMED * spec.execute):
+        step = t % len(episode.actions)
+        controller.act({**{name: values[step : step + 1] for name, values in episode.observations.items()}, **black})
+    return 1e3 * float(np.median(seconds[1:]))
+
+
+def jump(episode: Episode) -> float:
+    """Mean change of action where a plan is entered, in the units of actions."""
+    change, seam = np.linalg.norm(np.diff(episode.actions, axis=0), axis=1), episode.fresh[1:]
+    return float(change[seam].mean()) if seam.any() else math.nan
+
+
+def mean(values: Iterable[float]) -> Interval | None:
+    """Over the episodes that have one."""
+    finite = [value for value in values if math.isfinite(value)]
+    return bootstrap(finite) if finite else None
+
+
+def tried(policy: DiffusionPolicy, recipe: Recipe, seeds: range, row: Row, delay: int) -> dict[str, Any]:
+    """One row of the table."""
+    made: list[Asynchronous] = []
+
+    def control(policy: DiffusionPolicy, robots: int) -> Asynchronous:
+        more = {"way": row.way, "execute": row.execute, "decay": row.decay}
+        made.append(simulated(policy, robots, hold=repeated, delays=(delay,), **more))
+        return made[0]
+
+    episodes = list(rollout(policy, recipe.task, seeds, control))
+    return {
+        "delay": delay,
+        "controller": row.name,
+        "success": wilson(sum(e.success for e in episodes), len(episodes)),
+        "reward": bootstrap([e.reward_max for e in episodes]),
+        "jump": mean(jump(e) for e in episodes),
+        "seam": mean(seam_jump(e.actions, e.fresh) for e in episodes),
+        "jerk": mean(jerk(e.actions) for e in episodes),
+        "held": made[0].record.held / sum(len(e.actions) for e in episodes),
+        "ms": milliseconds(policy, row, delay, episodes[0]),
+        "episodes": len(episodes),
+    }
+
+
+def line(result: dict[str, Any]) -> str:
+    """A line of the Markdown table."""
+
+    def cells(found: Interval | None, form: str) -> str:
+        return f"{found.value:{form}} | {found.low:{form}} to {found.high:{form}}" if found else "- | -"
+
+    middle = " | ".join(cells(result[name], form) for name, form in COLUMNS.items())
+    return f"| {result['delay']} | {result['controller']} | {middle} | {result['held']:.1%} | {result['ms']:.1f} |"
+
+
+def main() -> None:
+    """Try every controller under every delay."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--recipe", type=Path, required=True)
+    parser.add_argument("--episodes", type=int, default=100)
+    parser.add_argument("--seed", type=int, default=50_000)
+    parser.add_argument("--delays", type=int, nargs="+", default=range(6), help="control steps")
+    parser.add_argument("--beta", type=float, default=5.0)
+    parser.add_argument("--decay", type=float, default=0.01)
+    parser.add_argument("--controllers", nargs="+", default=[""], help="only those whose name holds one of these words")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    policy, recipe = load(arguments.checkpoint), load_recipe(arguments.recipe)
+    assert isinstance(policy, DiffusionPolicy)
+    seeds = range(arguments.seed, arguments.seed + arguments.episodes)
+    chosen = [r for r in rows(arguments.beta, arguments.decay) if any(word in r.name for word in arguments.controllers)]
+    results = []
+    print(HEAD)
+    for delay, row in tqdm([(delay, row) for delay in arguments.delays for row in chosen], leave=False):
+        results.append(tried(policy, recipe, seeds, row, delay))
+        tqdm.write(line(results[-1]))
+    print(json.dumps({"machine": machine(), "episodes": arguments.episodes, "seed": arguments.seed, "rows": results}))
+
+
+if __name__ == "__main__":
+    main()

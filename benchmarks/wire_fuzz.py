@@ -1,0 +1,249 @@
+"""Millions of broken messages: does the decoder ever raise anything but its own error, hang, or keep memory?
+
+    python benchmarks/wire_fuzz.py --messages 2000000 --live 20000
+
+Messages are mutated on the level of bytes (flips, cuts, copies, lengths and other bytes of msgpack) and of values
+(types, shapes, keys and sizes of arrays, nesting), and each is decoded; the same seed gives the same messages. Then
+some more of them, and some bytes that are no WebSocket at all, go to a live server, which must answer each within a
+second, keep its memory, and serve a valid client afterwards. The last line is JSON; the exit status is 1 if a target is
+missed. Memory is compared with that after the first thousand messages.
+"""
+
+import argparse
+import json
+import os
+import random
+import re
+import socket
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+import msgpack
+import numpy as np
+from serving_driver import ACTION, STATE, memory, server
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import connect
+
+from poise.wire import DecodeError, pack, unpack
+
+HANG, GROWTH = 1.0, 50.0  # seconds, MiB
+_SETTLED = 1000  # messages
+SPECIAL = bytes([0, 1, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, *range(0xC0, 0xE0), 0xFF])
+VALID = {"state": np.linspace(-1, 1, STATE).astype(np.float32)}
+SEEDS = [
+    VALID,
+    VALID | {"request_id": 7, "env_id": "left", "reset": True, "age": 0},
+    {"observation/image": np.zeros((4, 4, 3), np.uint8), "prompt": "hi", **VALID},
+    {"images": {"top": np.zeros((2, 3, 1), np.uint8)}, "state": np.zeros((2, STATE))},
+    {"state": [float(x) for x in range(STATE)], "scalars": [np.float32(1), np.int8(2), np.bool_(True), 1.5, None]},
+    {"b": np.array([True, False]), "h": np.array([1], np.float16), "e": np.zeros((0, 3), ">i4"), "raw": b"bytes"},
+    {"camera": np.zeros((96, 96, 3), np.uint8), **VALID},
+]
+ODD = [
+    0,
+    1,
+    -1,
+    2**31,
+    2**63,
+    2**64 - 1,
+    1.5,
+    float("nan"),
+    float("inf"),
+    True,
+    None,
+    "",
+    "x",
+    b"",
+    b"x",
+    [],
+    {},
+    [1],
+    "nd",
+]
+TYPES = [
+    "<f4",
+    ">f4",
+    "|u1",
+    "|b1",
+    "|O8",
+    "|V4",
+    "<c8",
+    "<U1",
+    "<f16",
+    "<M8",
+    "f4",
+    "(2)f4",
+    "{'a':'f4'}",
+    "O",
+    "",
+    "|i1",
+]
+FORMS = [{"__ndarray__": True}, {b"nd": True, b"type": "<f4"}, {b"__ndarray__": True}, {b"__npgeneric__": True}]
+
+
+def form(value: Any, draw: random.Random) -> Any:
+    """The form of an array on the wire, with something wrong in it."""
+    found: dict[Any, Any] = {b"__ndarray__": True, b"data": value.tobytes(), b"dtype": value.dtype.str}
+    found[b"shape"] = list(value.shape)
+    for _ in range(draw.randint(0, 2)):
+        match draw.randrange(5):
+            case 0:
+                found[b"dtype"] = draw.choice(TYPES)
+            case 1:
+                found[b"shape"] = [draw.choice(ODD) for _ in range(draw.randint(0, 9))]
+            case 2:
+                found[b"data"] = draw.choice([*ODD, draw.randbytes(draw.randint(0, 64))])
+            case 3:
+                del found[draw.choice(list(found))]
+                break
+            case _:
+                found[draw.choice([b"x", "x", "__ndarray__", b"__npgeneric__"])] = draw.choice(ODD)
+    return found
+
+
+def changed(value: Any, draw: random.Random) -> Any:
+    """A value with something wrong somewhere in it."""
+    if draw.random() < 0.05:
+        return draw.choice([*ODD, *FORMS])
+    if isinstance(value, np.ndarray):
+        return form(value, draw)
+    if isinstance(value, dict):
+        return {
+            name if draw.random() > 0.03 else draw.choice(ODD[10:14]): changed(v, draw) for name, v in value.items()
+        }
+    if isinstance(value, list):
+        return [changed(item, draw) for item in value] * draw.choice([1, 1, 1, 2, 300])
+    if isinstance(value, np.generic):
+        return {b"__npgeneric__": True, b"data": draw.choice([value.item(), *ODD]), b"dtype": draw.choice(TYPES)}
+    return value
+
+
+def mutated(data: bytes, others: list[bytes], draw: random.Random) -> bytes:
+    """A message with a few bytes wrong."""
+    message = bytearray(data)
+    for _ in range(draw.choice([1, 1, 2, 4, 8])):
+        place, size = draw.randrange(len(message) + 1), draw.choice([1, 1, 2, 4, 16])
+        match draw.randrange(7):
+            case 0 if message:
+                message[place - 1] ^= 1 << draw.randrange(8)
+            case 1:
+                message[place : place + 1] = bytes([draw.choice(SPECIAL)])
+            case 2:
+                message[place:place] = draw.randbytes(size)
+            case 3:
+                del message[place : place + size]
+            case 4:
+                message[place:place] = message[draw.randrange(len(message) + 1) :][: 4 * size]
+            case 5:
+                message[place : place + 4] = draw.choice(
+                    [b"\xff\xff\xff\xff", b"\0\0\0\0", b"\x7f\xff\xff\xff", b"\0\x01\0\0"]
+                )
+            case _:
+                other = draw.choice(others)
+                message[place:] = other[draw.randrange(len(other)) :]
+    return bytes(message) if draw.random() > 0.02 else b"\x91" * draw.randrange(2000) + bytes(message)
+
+
+def messages(seed: int) -> Iterator[bytes]:
+    """Broken messages without end, and a few that are whole."""
+    draw, packed = random.Random(seed), [pack(value) for value in SEEDS]
+    small = packed[:-1]
+    while True:
+        kind = draw.random()
+        if kind < 0.3:
+            with suppress(OverflowError, ValueError):  # what msgpack itself cannot say
+                whole = bytes(msgpack.packb(changed(draw.choice(SEEDS[:-1]), draw), use_bin_type=True) or b"")
+                yield whole if draw.random() < 0.7 else mutated(whole, small, draw)
+        elif kind < 0.999:
+            yield mutated(draw.choice(small), small, draw)
+        else:
+            yield mutated(packed[-1], small, draw)
+
+
+def decode(count: int, seed: int) -> dict[str, Any]:
+    """Decode so many messages; anything but a DecodeError ends the program."""
+    kinds, slowest, source = Counter[str](), 0.0, messages(seed)
+    before, begin = None, time.perf_counter()
+    for number in range(count):
+        message = next(source)
+        start = time.perf_counter()
+        try:
+            unpack(message)
+            kinds["accepted"] += 1
+        except DecodeError as error:
+            words = re.sub(r"\[.*?\]|b?'[^']*'|\d+", "_", str(error).partition(": ")[2]).split()
+            kinds[" ".join(words[:5])] += 1
+        slowest = max(slowest, time.perf_counter() - start)
+        if number == min(_SETTLED, count - 1):
+            before = memory(os.getpid())
+    growth = memory(os.getpid()) - (before or 0.0)
+    common = dict(kinds.most_common(12))
+    seconds = time.perf_counter() - begin
+    return {"messages": count, "seconds": seconds, "slowest_s": slowest, "growth_mib": growth, "kinds": common}
+
+
+def tried(uri: str, message: bytes, raw: bool) -> tuple[str, float]:
+    """What a server does with a message, or with bytes that are no WebSocket, and in how many seconds."""
+    address, begin = urlsplit(uri), time.perf_counter()
+    if raw:
+        with socket.create_connection((address.hostname, address.port), timeout=10) as plain, suppress(OSError):
+            plain.sendall(message + b"\r\n\r\n")
+            plain.shutdown(socket.SHUT_WR)
+            plain.recv(4096)
+        return "raw", time.perf_counter() - begin
+    with connect(uri, compression=None, proxy=None, max_size=None) as connection:
+        connection.recv(timeout=10)
+        begin = time.perf_counter()
+        connection.send(message)
+        try:
+            reply = connection.recv(timeout=10)
+        except ConnectionClosed as error:
+            return f"closed {error.rcvd and error.rcvd.code}", time.perf_counter() - begin
+        return "planned" if isinstance(reply, bytes) else "refused", time.perf_counter() - begin
+
+
+def live(count: int, seed: int) -> dict[str, Any]:
+    """Send so many messages to a server; a valid client is served afterwards."""
+    kinds, slowest, source, draw = Counter[str](), (0.0, ""), messages(seed + 1), random.Random(seed)
+    with server("--evaluations", "1") as (uri, process):
+        before = memory(process)
+        for number in range(count):
+            kind, seconds = tried(uri, next(source), draw.random() < 0.2)
+            kinds[kind], slowest = kinds[kind] + 1, max(slowest, (seconds, kind))
+            if number == min(_SETTLED, count - 1):
+                before = memory(process)
+        with connect(uri, compression=None, proxy=None) as connection:
+            connection.recv(timeout=10)
+            connection.send(pack(VALID))
+            reply = connection.recv(timeout=10)
+            served = isinstance(reply, bytes) and unpack(reply)["actions"].shape[1] == ACTION
+        growth = memory(process) - before
+    figures = {"messages": count, "slowest_s": slowest[0], "slowest": slowest[1], "growth_mib": growth}
+    return figures | {"kinds": dict(kinds), "served": served}
+
+
+def main() -> None:
+    """Decode and send, and judge."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--messages", type=int, default=2_000_000)
+    parser.add_argument("--live", type=int, default=20_000)
+    parser.add_argument("--seed", type=int, default=0)
+    arguments = parser.parse_args()
+    results = {"seed": arguments.seed, "decoded": decode(arguments.messages, arguments.seed)}
+    print("decoded ", results["decoded"], flush=True)
+    results["live"] = live(arguments.live, arguments.seed)
+    print("live    ", results["live"])
+    good = results["live"]["served"] and all(
+        part["slowest_s"] < HANG and part["growth_mib"] < GROWTH for part in (results["decoded"], results["live"])
+    )
+    print(json.dumps(results))
+    sys.exit(0 if good else 1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,46 @@
+"""Figures of a server in the text format of Prometheus (extra `metrics`)."""
+
+from collections.abc import Mapping
+from typing import Any
+
+FIGURES = {
+    "connections_opened": "Connections that were opened.",
+    "connections_refused": "Connections that were refused: no place, or no key.",
+    "requests": "Observations that came.",
+    "plans": "Plans that were sent.",
+    "superseded": "Observations that a newer one of the same robot took the place of.",
+    "errors": "Errors that were sent, each of which ended a connection.",
+    "infer_seconds": "Seconds that plans took, each that of its whole batch.",
+    "wait_seconds": "Seconds that plans waited before.",
+}
+"""What a server counts: name -> what it is."""
+
+
+def exposition(counts: Mapping[str, float], gauges: Mapping[str, float]) -> bytes:
+    """The figures, for `GET /metrics`.
+
+    Args:
+        counts: Of the names of `FIGURES`.
+        gauges: What rises and falls: name -> value.
+
+    Raises:
+        ImportError: prometheus-client is missing.
+    """
+    library = _library()
+    registry = library.CollectorRegistry()
+    for name, about in FIGURES.items():
+        library.Counter(f"poise_{name}", about, registry=registry).inc(counts[name])
+    for name, value in gauges.items():
+        library.Gauge(f"poise_{name}", "Now.", registry=registry).set(value)
+    return library.generate_latest(registry)
+
+
+def _library() -> Any:
+    try:
+        import prometheus_client
+    except ImportError as error:
+        raise ImportError("/metrics needs prometheus-client: install it with pip install 'poise[metrics]'") from error
+    return prometheus_client
+
+
+__all__ = ["FIGURES", "exposition"]

@@ -1,0 +1,154 @@
+"""What a server keeps of a robot: a history of its observations and a source of noise."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from poise.policies import Policy, PolicySpec
+from poise.policies.memory import Memory
+from poise.typing import Noise
+
+Name = int | str | None
+"""What a client calls a robot or a request; None where it calls it nothing."""
+
+_ONE = np.zeros(1, np.intp)
+_LONGEST = 64  # characters of a name
+
+
+@dataclass(frozen=True)
+class Request:
+    """One message of a client.
+
+    Attributes:
+        rows: Observations of consecutive control steps, the newest last: name -> `(...)`.
+        name: `request_id`, which the reply repeats.
+        robot: `env_id`, of which robot of the connection it tells.
+        reset: Whether an episode begins with it.
+        age: Control steps since it was taken.
+    """
+
+    rows: Sequence[Mapping[str, NDArray[Any]]]
+    name: Name = None
+    robot: Name = None
+    reset: bool = False
+    age: int = 0
+
+
+KEYS = "request_id", "env_id", "reset", "age"
+"""Keys of a message beside the features of the policy; all of them may be left out."""
+
+
+def request_of(message: Any, spec: PolicySpec) -> Request:
+    """The request in a decoded message; keys that nobody knows are left out.
+
+    Shapes are checked before a request waits, so that what waits is of a known size.
+
+    Raises:
+        ValueError: No map; a value of the wrong type for one of `KEYS`; a feature that is missing, or of other shapes
+            than `(...)`, one control step, or `(steps, ...)`, the same 1 to `history` steps for all features.
+    """
+    if not isinstance(message, dict):
+        raise ValueError(f"got a message that is a {type(message).__name__}, expected a map of an observation")
+    name, robot, reset, age = (message.get(key) for key in KEYS)
+    for key, value in (("request_id", name), ("env_id", robot)):
+        if not isinstance(value, int | np.integer | str | None) or len(str(value)) > _LONGEST:
+            raise ValueError(f"got {key} {str(value)[:40]!r}, expected a number or a text of up to {_LONGEST} letters")
+    if not isinstance(reset, bool | np.bool_ | None):
+        raise ValueError(f"got reset {str(reset)[:40]!r}, expected true or false")
+    if not isinstance(age, int | np.integer | None) or isinstance(age, bool):
+        raise ValueError(f"got age {str(age)[:40]!r}, expected whole control steps")
+    return Request(_rows(message, spec), name, robot, bool(reset), int(age or 0))
+
+
+def _rows(message: Mapping[str, Any], spec: PolicySpec) -> list[dict[str, NDArray[Any]]]:
+    shapes = spec.observations
+    given = [name for name in shapes if name in message]
+    missing = [name for name in shapes if name not in message and name not in spec.optional]
+    if missing or not given:
+        raise ValueError(
+            f"got the keys {str(sorted(message))[:200]}, expected also the features {missing or [*shapes]}"
+        )
+    arrays = {name: _array(name, message[name], spec) for name in given}
+    steps = {name: array.shape[: array.ndim - len(shapes[name])] for name, array in arrays.items()}
+    for name, array in arrays.items():
+        several = len(steps[name]) == 1 and 1 <= steps[name][0] <= spec.history
+        if array.shape != (*steps[name], *shapes[name]) or not (several or steps[name] == ()):
+            raise ValueError(
+                f"got feature {name!r} of shape {array.shape}, expected {tuple(shapes[name])}, or that of 1 to "
+                f"{spec.history} control steps, the newest last"
+            )
+    if len(set(steps.values())) > 1:
+        raise ValueError(f"got features of {steps} control steps, expected one number for all")
+    if steps[given[0]] == ():
+        return [arrays]
+    return [{name: array[step] for name, array in arrays.items()} for step in range(*steps[given[0]])]
+
+
+def _array(name: str, value: Any, spec: PolicySpec) -> NDArray[Any]:
+    try:
+        array = np.asarray(value)
+    except ValueError as error:
+        raise ValueError(f"got feature {name!r} of uneven lists ({error}), expected an array") from None
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"got feature {name!r} of {array.dtype}, expected numbers")
+    if name in spec.cameras:
+        return array
+    with np.errstate(over="ignore"):  # what is too large becomes infinity, which is refused
+        return array.astype(np.float32)
+
+
+def joined(earlier: Sequence[Request], new: Request, most: int) -> list[Request]:
+    """Requests of one robot that were superseded, and the new one: the last so many, for its history.
+
+    An episode begins where one of them says so.
+    """
+    if new.reset:
+        return [new]
+    requests = [*earlier, new]
+    kept = requests[-most:]
+    if any(request.reset for request in requests[:-most]):
+        kept[0] = dataclasses.replace(kept[0], reset=True)
+    return kept
+
+
+class Session:
+    """The history and the noise of one robot, for one thread.
+
+    Args:
+        policy: Any policy.
+        seed: Of the noise of its first episode; that of the k-th one is larger by k.
+    """
+
+    def __init__(self, policy: Policy, seed: int) -> None:
+        self._memory, self._seed = Memory(policy, 1), seed
+        self._memory.reset([seed])
+        self._fresh = True
+
+    def observe(self, request: Request) -> None:
+        """Take an observation into the history.
+
+        Raises:
+            ValueError: As `Memory.observe`: NaN, images that are not of 8 bits, an age that does not fit.
+        """
+        if request.reset and not self._fresh:
+            self._seed += 1
+            self._memory.reset([self._seed])
+        for row in request.rows:
+            self._memory.observe({name: values[None] for name, values in row.items()}, age=request.age)
+        self._fresh = False
+
+    def window(self) -> dict[str, Tensor]:
+        """The history for the policy, `(1, history, ...)` a feature; optional ones only where they are given."""
+        return self._memory.window(_ONE)
+
+    def noise(self) -> Noise:
+        """Noise for a batch of one."""
+        return self._memory.noise(_ONE)
+
+
+__all__ = ["KEYS", "Name", "Request", "Session", "joined", "request_of"]

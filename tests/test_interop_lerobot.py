@@ -589,7 +589,7 @@ def test_the_command_line_imports_and_exports(exported, tmp_path, monkeypatch, c
     first, second = (load_file(folder / "model.safetensors") for folder in (exported, tmp_path / "again"))
     assert all(torch.equal(first[name], second[name]) for name in first)
     with pytest.raises(SystemExit):
-        run("export", tmp_path / "ours", tmp_path / "again")
+        run("export", tmp_path / "ours", tmp_path / "again", "--format", "lerobot")
     assert "which exists, expected a new folder" in capsys.readouterr().err
 
 

@@ -50,7 +50,7 @@ class Diffusion(torch.nn.Module):
 
         def denoise(x: Tensor, t: float) -> Tensor:
             inverse_scale, log_snr, c_x, c_y = self._constants_at(t)
-            y = self.network(x * inverse_scale, x.new_full((len(x),), log_snr), prepared)
+            y = self.network(x * inverse_scale, x.new_full(x.shape[:1], log_snr), prepared)
             return torch.add(c_x * x, y, alpha=c_y)
 
         return denoise

@@ -5,11 +5,12 @@ from typing import Annotated, Literal
 
 import tyro
 
+from poise.cli.evaluate import Sampling
 from poise.interop.foreign import import_policy as imported
 from poise.interop.lerobot_export import export_lerobot
-from poise.policies import DiffusionPolicy, load
-
-_WRITERS = {"lerobot": export_lerobot}
+from poise.interop.onnx_export import export_onnx
+from poise.interop.program import Exported, export_torch
+from poise.policies import DiffusionPolicy, Policy, load
 
 
 def import_policy(
@@ -38,19 +39,46 @@ def import_policy(
 def export_policy(
     checkpoint: Annotated[Path, tyro.conf.Positional],
     destination: Annotated[Path, tyro.conf.Positional],
-    format: Literal["lerobot"] = "lerobot",  # noqa: A002 (the name of the option)
+    format: Literal["onnx", "torch", "lerobot"],  # noqa: A002 (the name of the option)
+    sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),  # noqa: B008 (frozen)
 ) -> None:
-    """Write a policy for another library; a part that it has no counterpart of is an error that names it.
+    """Write a policy for elsewhere: as one program, sampling included, that runs without poise, or for LeRobot.
+
+    What an export cannot hold is an error that names it. Plans of a program are compared with those of the policy, on
+    random observations and noise in batches of 1 and 3, and it is written only if they agree.
 
     Args:
         checkpoint: A file or directory of poise train or poise import.
-        destination: A folder that does not exist yet.
-        format: The library.
+        destination: A file, or for lerobot a folder that does not exist yet.
+        format: onnx (extra `onnx`) runs with numpy and onnxruntime, see poise.runtime; torch is a file of torch.export;
+            lerobot is a folder pretrained_model.
+        sampling: How plans are sampled.
     """
-    policy = load(checkpoint)
-    if not isinstance(policy, DiffusionPolicy):
-        raise ValueError(f"got a {type(policy).__name__}, expected a DiffusionPolicy: no other kind is known elsewhere")
-    print(_WRITERS[format](policy, destination))
+    print(_WRITERS[format](sampling.of(load(checkpoint)), destination))
 
+
+def _lerobot(policy: Policy, destination: Path) -> str:
+    if not isinstance(policy, DiffusionPolicy):
+        raise ValueError(f"got a {type(policy).__name__}, expected a DiffusionPolicy: LeRobot knows no other kind")
+    return str(export_lerobot(policy, destination))
+
+
+def _onnx(policy: Policy, destination: Path) -> str:
+    return _told(export_onnx(policy, destination), "onnxruntime")
+
+
+def _torch(policy: Policy, destination: Path) -> str:
+    return _told(export_torch(policy, destination), "the program")
+
+
+def _told(exported: Exported, runner: str) -> str:
+    return (
+        f"{exported.path}: {exported.path.stat().st_size / 1e6:.2f} MB, {exported.draws} draws of noise a plan\n"
+        f"plans of {runner} and of the policy, for random observations and noise in batches of 1 and 3, differ by at "
+        f"most {exported.difference:.1e} of their range"
+    )
+
+
+_WRITERS = {"lerobot": _lerobot, "onnx": _onnx, "torch": _torch}
 
 __all__ = ["export_policy", "import_policy"]

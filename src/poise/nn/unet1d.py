@@ -106,7 +106,8 @@ class _Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.wide and x.shape[2] <= _SHORT and x.device.type == "cpu":
             return _ByProducts.apply(*_cast(x, self.weight, self.bias), self.padding)
-        if x.shape[0] > _FEW:  # not len, which would fix the batch of an exported network
+        # An exported network convolves at any batch; not len, which would fix it.
+        if torch.compiler.is_exporting() or x.shape[0] > _FEW:
             return functional.conv1d(x, self.weight, self.bias, self.stride, self.padding)
         padded, (_, channels, kernel) = functional.pad(x, (self.padding, self.padding)), self.weight.shape
         windows = padded.unfold(2, kernel, self.stride).transpose(1, 2)

@@ -31,8 +31,8 @@ class Regression(Policy):
 
     def _mean(self, observation: Observation, draws: Draws | None = None) -> Tensor:
         tokens = self.tokens(observation, draws)
-        zero = tokens.new_zeros(len(tokens), self.spec.horizon, self.spec.action)
-        return self.network(zero, tokens.new_zeros(len(tokens)), self.network.prepare(tokens))
+        zero = tokens.new_zeros(tokens.shape[0], self.spec.horizon, self.spec.action)
+        return self.network(zero, zero[:, 0, 0], self.network.prepare(tokens))
 
     def loss(self, batch: Batch, draws: Draws | None = None) -> Tensor:
         """`(f(o) - a)^2`."""

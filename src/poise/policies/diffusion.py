@@ -67,6 +67,19 @@ class DiffusionPolicy(Policy):
         losses = losses * like(self.spec.weighting.factor(self.spec.prediction, self.spec.schedule, t), losses)
         return losses.unflatten(0, (each, -1)).mean(0)
 
+    def learned(self, previous: Actions, observation: Observation) -> Actions:
+        """An earlier plan as one for this observation: `decoded` undone.
+
+        Args:
+            previous: `(B, planned, action)` in the units of the data, whose index 0 is now.
+            observation: Name -> `(B, history, ...)`.
+
+        Returns:
+            `(B, horizon, action)` in normalised units; the steps of a `lead` repeat its first action.
+        """
+        whole = torch.cat([previous[:, :1].expand(-1, self.spec.lead, -1), previous], dim=1)
+        return self.action_normaliser(self.spec.space.encode(whole, observation))
+
     def denoiser(self, observation: Observation) -> Denoiser:
         """The learned denoiser of normalised plans: what samplers, `encode`, `log_prob` and guidance take."""
         return self.diffusion.given(self.tokens(observation))
@@ -121,7 +134,7 @@ class DiffusionPolicy(Policy):
         """`trace` in normalised units, and with the steps of a `lead`: what a student learns."""
         spec, tokens = self.spec, self.tokens(observation)
         noise = tempered(noise or gaussian(), spec.temperature)
-        x = start(spec.schedule, tokens.new_empty(len(tokens), spec.horizon, spec.action), noise)
+        x = start(spec.schedule, tokens.new_empty(tokens.shape[0], spec.horizon, spec.action), noise)
         return self._denoised(observation, tokens, x, spec.begin, noise)
 
     @torch.inference_mode()
@@ -139,8 +152,7 @@ class DiffusionPolicy(Policy):
 
         Args:
             observation: Name -> `(B, history, ...)`, oldest step first.
-            previous: `(B, planned, action)` in the units of the data, whose index 0 is now. The steps of a `lead`
-                repeat its first action.
+            previous: See `learned`.
             begin: Time in (0, 1]; 1 forgets the earlier plan up to what little of it alpha leaves.
             noise: Source of noise; by default PyTorch's global generator.
 
@@ -149,9 +161,7 @@ class DiffusionPolicy(Policy):
         """
         self.check(observation)
         noise = tempered(noise or gaussian(), self.spec.temperature)
-        level = self.spec.schedule.at(begin)
-        whole = torch.cat([previous[:, :1].expand(-1, self.spec.lead, -1), previous], dim=1)
-        x0 = self.action_normaliser(self.spec.space.encode(whole, observation))
+        level, x0 = self.spec.schedule.at(begin), self.learned(previous, observation)
         x = level.alpha * x0 + level.sigma * noise(x0, begin, begin)
         *_, last = self._denoised(observation, self.tokens(observation), x, begin, noise)
         return self.decoded(last.x, observation)

@@ -42,7 +42,7 @@ class MinimalIterative(Policy):
         prepared = self.network.prepare(self.tokens(observation, draws))
 
         def at(log_snr: float) -> _Call:
-            return lambda x: self.network(x, x.new_full((len(x),), log_snr), prepared)
+            return lambda x: self.network(x, x.new_full(x.shape[:1], log_snr), prepared)
 
         return at(_NOTHING), at(_NEARLY)
 
@@ -56,7 +56,7 @@ class MinimalIterative(Policy):
     def trace(self, observation: Observation, noise: Noise | None = None) -> Iterator[State]:
         """Two states: the guess, and the plan."""
         first, second = self._calls(observation)
-        rows = len(next(iter(observation.values())))
+        rows = next(iter(observation.values())).shape[0]
         zero = self.action_normaliser.scale.new_zeros(rows, self.spec.horizon, self.spec.action)
         guess = self.bounded(first(zero))
         yield State(self.decoded(guess, observation), 1 - _SHARE, 1)

@@ -107,7 +107,7 @@ class Policy(nn.Module, ABC):
             else:
                 seen[name] = self.action_normaliser.scale.new_zeros(*some.shape[:2], *self._shapes[name])
             if name in self.spec.optional:
-                here = self._given(name, name in observation, len(some), draws)
+                here = self._given(name, name in observation, some.shape[0], draws)
                 seen[name] = seen[name] * here.reshape(-1, *[1] * (seen[name].ndim - 1))
                 seen[given(name)] = here[:, None, None].expand(-1, some.shape[1], 1)
         return seen

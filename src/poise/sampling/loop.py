@@ -76,7 +76,8 @@ def walk(
             memory, owner = None, method
         x, memory = method.step(watched, schedule, x, t, s, noise, memory)
         yield State(x, s, len(sums))
-    _raise_unless_finite(sums, places, schedule)
+    if not torch.compiler.is_exporting():  # a program does not raise
+        _raise_unless_finite(sums, places, schedule)
 
 
 def _raise_unless_finite(sums: list[Tensor], places: list[tuple[int, float]], schedule: Schedule) -> None:

@@ -67,8 +67,11 @@ if TYPE_CHECKING:
     from poise.policies import (
         EDM,
         Absolute,
+        Asynchronous,
+        Chunking,
         Consistency,
         Coupling,
+        Deadline,
         Delayed,
         Delta,
         DiffusionPolicy,
@@ -88,13 +91,19 @@ if TYPE_CHECKING:
         Regression,
         Relative,
         RelativePose,
+        Safe,
+        Safety,
         TemporalEnsemble,
         Unit,
         WarmStart,
         Weighting,
+        afresh,
+        chunked,
         emphasised,
+        limited,
         load,
         load_checkpoint,
+        simulated,
     )
     from poise.predictions import Clean, Epsilon, Flow, Score, Velocity
     from poise.recipe import Recipe, load_recipe
@@ -140,6 +149,7 @@ if TYPE_CHECKING:
     )
     from poise.schedules import VE, Karras, Rectified, Schedule, SubVP, Tabulated, VPCosine, VPLinear
     from poise.training import EMA, Distillation, Learner, TrainingSpec, student_of, train
+    from poise.watchdog import Watchdog, repeated, zeroed
 
 _HOMES = (  # of the names, in the order of the layers: what comes later imports what comes before
     "schedules",
@@ -154,13 +164,27 @@ _HOMES = (  # of the names, in the order of the layers: what comes later imports
     "diagnostics",
     "data",
     "nn",
+    "watchdog",
     "policies",
     "training",
     "evaluation",
     "interop.hub",
     "recipe",
 )
-_ISLANDS = ("envs", "interop", "plain", "rotations", "tensors", "testing", "typing")
+_ISLANDS = (
+    "client",
+    "envs",
+    "interop",
+    "plain",
+    "robot",
+    "rotations",
+    "runtime",
+    "serving",
+    "tensors",
+    "testing",
+    "typing",
+    "wire",
+)
 
 
 def __getattr__(name: str) -> Any:
@@ -191,9 +215,11 @@ __all__ = [
     "Absolute",
     "AdaptiveDPMSolver",
     "AdaptiveSDE",
+    "Asynchronous",
     "AveragePool",
     "Batch",
     "BogackiShampine",
+    "Chunking",
     "Churn",
     "Clean",
     "ColourJitter",
@@ -207,6 +233,7 @@ __all__ = [
     "DPMSolverPPSingle",
     "DPMSolverSingle",
     "DataError",
+    "Deadline",
     "Delayed",
     "Delta",
     "DiT",
@@ -265,6 +292,8 @@ __all__ = [
     "ResNet",
     "Restart",
     "Role",
+    "Safe",
+    "Safety",
     "Scaling",
     "Schedule",
     "Score",
@@ -292,10 +321,13 @@ __all__ = [
     "Vector",
     "Velocity",
     "WarmStart",
+    "Watchdog",
     "Weighting",
     "Windows",
+    "afresh",
     "bits_per_dimension",
     "brownian",
+    "chunked",
     "classified",
     "clipped",
     "decode",
@@ -314,6 +346,7 @@ __all__ = [
     "inpainted",
     "interpolate",
     "kolmogorov_smirnov",
+    "limited",
     "load",
     "load_backbone",
     "load_checkpoint",
@@ -329,10 +362,12 @@ __all__ = [
     "push_to_hub",
     "read",
     "reconstruct",
+    "repeated",
     "reverse_sde",
     "rollout",
     "sample",
     "score_error",
+    "simulated",
     "sliced_wasserstein",
     "spherical",
     "start",
@@ -346,4 +381,5 @@ __all__ = [
     "transition",
     "until",
     "write",
+    "zeroed",
 ]

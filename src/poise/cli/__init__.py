@@ -48,7 +48,7 @@ VERBS = {
     "export": Verb(
         "interop",
         "export_policy",
-        "Write a policy for another library; a part that it has no counterpart of is an error that names it.",
+        "Write a policy for elsewhere: as one program, sampling included, that runs without poise, or for LeRobot.",
     ),
     "import": Verb(
         "interop",
@@ -63,6 +63,11 @@ VERBS = {
         "training.",
     ),
     "push": Verb("push", "push", "Share a policy on the hub, with a model card; `hf auth login` signs in."),
+    "serve": Verb(
+        "serve",
+        "serve",
+        "Serve a policy to many robots at once, over WebSockets in openpi's protocol, until SIGTERM or Ctrl-C.",
+    ),
     "sweep": Verb(
         "sweep",
         "sweep",

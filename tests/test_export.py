@@ -69,7 +69,7 @@ def spec_of(observations=STATES, network=SMALL, evaluations=2, **changes):
     return PolicySpec(observations, 2, network=network, horizon=8, execute=4, evaluations=evaluations, **changes)
 
 
-# Each axis of a policy once, several at a time.
+# Each axis of a policy once, several at a time; tests/test_runtime.py has more as ONNX.
 WHOLE = {
     "published": spec_of(
         {"observation.state": (2,)},
@@ -90,6 +90,8 @@ WHOLE = {
         sampler=DPMSolverPP(eta=1.0),
         temperature=0.5,
     ),
+}
+PARTS = {
     "attention": spec_of(
         BOTH,
         Transformer(8, 1, 2),
@@ -99,8 +101,6 @@ WHOLE = {
         grid=UniformLogSNR(),
         bound=None,
     ),
-}
-PARTS = {
     "camera": spec_of(
         {"hand": (24, 30, 3), "eye": (16, 16, 1)},
         evaluations=1,

@@ -26,7 +26,7 @@ SPEC = PolicySpec(
     execute=3,
     lead=1,
     encoder=poise.Joint(poise.ImageTransformer(patch=2, width=8, depth=1, heads=2)),
-    network=SMALL,
+    network=poise.Transformer(8, 1, 2),
     sampler=DDPM(),
     evaluations=2,
 )

@@ -1,12 +1,13 @@
-"""Latency of a plan and overhead of the samplers on the CPU, batch 1, float32, eager, beside LeRobot and diffusers.
+"""Latency of a plan and overhead of the samplers on the CPU, batch 1, eager and compiled, beside LeRobot and diffusers.
 
     python benchmarks/latency.py                                  # ours alone
     python benchmarks/latency.py --peers VENV --kit DIRECTORY     # in turns with the peers installed in VENV
+    python benchmarks/latency.py --net medium ...                 # the published size, 63.5 million parameters
 
-Both sides run the same U-Net (channels 64, 128, 256; the parameters are counted) with the same number of evaluations,
-in processes that take turns; a figure is the median over the rounds, a ratio the median of the rounds' ratios. Our
-plan goes from raw observations to raw actions, checks and normalisation included; LeRobot's chunk starts and ends
-with normalised tensors. The last line of the output is JSON.
+Both sides run the same U-Net (the parameters are counted) with the same number of evaluations, in processes that take
+turns; the peers' plan is eager in all rows. A figure is the median over the rounds, a ratio the median of the rounds'
+ratios. Our plan goes from raw observations to raw actions, checks and normalisation included; LeRobot's chunk starts
+and ends with normalised tensors. The last line of the output is JSON.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import statistics
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 
@@ -25,6 +27,7 @@ import torch
 from peers_driver import median_time
 
 from poise import DDIM, DiffusionPolicy, DPMSolverPP, Episodes, PolicySpec, UNet1D, Windows, load_recipe
+from poise.policies import compiled
 from poise.predictions import Epsilon
 from poise.sampling import Sampler, UniformTime, sample
 from poise.schedules import Tabulated
@@ -39,8 +42,11 @@ SAME_AS_LEROBOT = PolicySpec(
     sampler=DDIM(),
     evaluations=10,
 )
+NETS = {"small": UNet1D(channels=(64, 128, 256)), "medium": UNet1D(channels=(256, 512, 1024))}
 ROWS = {  # name -> (what is timed, its unit)
     "plan": ("plan, U-Net, DDIM 10", "ms"),
+    "compiled": ("the same, compiled", "ms"),
+    "bfloat16": ("the same, compiled, bfloat16", "ms"),
     "network": ("U-Net alone", "ms"),
     "ddim": ("DDIM without network, a step", "us"),
     "dpm_solver": ("DPM-Solver++ 2M without network, a step", "us"),
@@ -59,9 +65,11 @@ def fitted(spec: PolicySpec) -> tuple[DiffusionPolicy, dict[str, torch.Tensor]]:
     return policy, windows[torch.tensor([0])].observation
 
 
-def plan_row(spec: PolicySpec, calls: int) -> Callable[[], float]:
-    """Milliseconds a plan."""
+def plan_row(spec: PolicySpec, calls: int, weights: torch.dtype | None = None) -> Callable[[], float]:
+    """Milliseconds a plan, compiled where a type of weights is given."""
     policy, observation = fitted(spec)
+    if weights is not None:
+        policy = compiled(policy, weights=weights)
     return lambda: 1e3 * median_time(lambda: policy.plan(observation), calls)
 
 
@@ -72,12 +80,15 @@ def sampler_row(sampler: Sampler, steps: int = 10) -> Callable[[], float]:
     return lambda: 1e6 / steps * median_time(lambda: sample(lambda x, t: output, schedule, sampler, times, noise), 200)
 
 
-def our_rows() -> tuple[dict[str, Callable[[], float]], int]:
+def our_rows(net: UNet1D) -> tuple[dict[str, Callable[[], float]], int]:
     """Our side of every row, and the parameters of our U-Net."""
-    network = SAME_AS_LEROBOT.network.build(16, 2, (2, 18)).eval()
+    spec = replace(SAME_AS_LEROBOT, network=net)
+    network = net.build(16, 2, (2, 18)).eval()
     x, log_snr, prepared = torch.randn(1, 16, 2), torch.zeros(1), network.prepare(torch.randn(1, 2, 18))
     rows = {
-        "plan": plan_row(SAME_AS_LEROBOT, 15),
+        "plan": plan_row(spec, 15),
+        "compiled": plan_row(spec, 15, torch.float32),
+        "bfloat16": plan_row(spec, 15, torch.bfloat16),
         "network": lambda: 1e3 * median_time(lambda: network(x, log_snr, prepared), 100),
         "ddim": sampler_row(DDIM()),
         "dpm_solver": sampler_row(DPMSolverPP()),
@@ -87,9 +98,9 @@ def our_rows() -> tuple[dict[str, Callable[[], float]], int]:
 
 
 @contextmanager
-def peers(python: Path, kit: Path, threads: int) -> Iterator[tuple[Callable[[str], float], dict]]:
+def peers(python: Path, kit: Path, threads: int, net: str) -> Iterator[tuple[Callable[[str], float], dict]]:
     """A process of the peers: a function that asks it for a row, and what it loaded."""
-    command = [python, HERE / "peers_driver.py", "--kit", kit.resolve(), "--threads", str(threads)]
+    command = [python, HERE / "peers_driver.py", "--kit", kit.resolve(), "--threads", str(threads), "--net", net]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -141,10 +152,11 @@ def main() -> None:
     parser.add_argument("--kit", type=Path, default=HERE.parent.parent / "shared" / "peers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--net", choices=NETS, default="small")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.set_num_interop_threads(1)
-    rows, parameters = our_rows()
+    rows, parameters = our_rows(NETS[arguments.net])
     ours, theirs = {name: [] for name in rows}, {name: [] for name in rows}
     report: dict = {"machine": machine(), "date": date.today().isoformat(), "threads": arguments.threads}
     report |= {"rounds": arguments.rounds, "parameters": {"ours": parameters}}
@@ -152,11 +164,14 @@ def main() -> None:
         for name, row in (pair for _ in range(arguments.rounds) for pair in rows.items()):
             ours[name].append(row())
     else:
-        with peers(arguments.peers / "bin" / "python", arguments.kit, arguments.threads) as (ask, loaded):
+        with peers(arguments.peers / "bin" / "python", arguments.kit, arguments.threads, arguments.net) as (
+            ask,
+            loaded,
+        ):
             report["parameters"]["peer"], report["versions"] = loaded["parameters"], loaded["versions"]
             for name, row in (pair for _ in range(arguments.rounds) for pair in rows.items()):
                 if name != "recipe":
-                    theirs[name].append(ask(name))
+                    theirs[name].append(ask("plan" if name in ("compiled", "bfloat16") else name))
                 ours[name].append(row())
     report["rows"] = {name: summary(ours[name], theirs[name]) for name in rows}
     print(f"{report['machine']}, {arguments.threads} threads; parameters {report['parameters']}")

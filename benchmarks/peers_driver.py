@@ -33,9 +33,9 @@ def median_time(run: Callable[[], object], calls: int, before: Callable[[], obje
     return statistics.median(seconds[3:])
 
 
-def lerobot_rows(kit: Any) -> tuple[dict[str, Callable[[], float]], int]:
+def lerobot_rows(kit: Any, net: str) -> tuple[dict[str, Callable[[], float]], int]:
     """LeRobot's diffusion policy: milliseconds a chunk and a call of its U-Net; and the U-Net's parameters."""
-    policy = kit.lerobot_policy(kit.NETS["small"], scheduler="DDIM", steps=10).eval()
+    policy = kit.lerobot_policy(kit.NETS[net], scheduler="DDIM", steps=10).eval()
     unet = policy.diffusion.unet
     observation = {
         "observation.state": torch.rand(1, kit.STATE_DIM) * 2 - 1,
@@ -68,13 +68,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kit", type=Path, required=True)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--net", choices=["small", "medium"], default="small")
     arguments = parser.parse_args()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what the peers print goes to standard error
     sys.path.insert(0, str(arguments.kit))
     kit = importlib.import_module("bench_common")
     kit.set_threads(arguments.threads)
-    rows, parameters = lerobot_rows(kit)
+    rows, parameters = lerobot_rows(kit, arguments.net)
     schedulers, config = importlib.import_module("diffusers"), {"beta_schedule": "squaredcos_cap_v2"}
     rows["ddim"] = diffusers_row(schedulers.DDIMScheduler(num_train_timesteps=100, **config))
     rows["dpm_solver"] = diffusers_row(schedulers.DPMSolverMultistepScheduler(num_train_timesteps=100, **config))

@@ -187,9 +187,11 @@ def test_bfloat16_autocast_stays_near_float32(batch):
     torch.testing.assert_close(loose.float(), output(network, *given), atol=0.05, rtol=0)
 
 
+@pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("batch", [1, 12])
-def test_compiles_without_a_break(batch):
-    network, (x, log_snr, tokens) = built(UNet1D((16, 32), embedding=32)), inputs(batch)
+def test_compiles_without_a_break(batch, training):
+    """Outside of training to products with matrices that a compiler can pack, also where steps halve and double."""
+    network, (x, log_snr, tokens) = built(UNet1D((16, 32), embedding=32)).train(training), inputs(batch)
     compiled = torch.compile(network, backend="eager", fullgraph=True)
     with torch.no_grad():
         prepared = network.prepare(tokens)

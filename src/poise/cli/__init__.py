@@ -20,6 +20,12 @@ class Verb(NamedTuple):
 
 
 VERBS = {
+    "bench": Verb(
+        "bench",
+        "bench",
+        "Time plans by sampler, evaluations, batch and threads, show where the time goes and what it cannot fall "
+        "below.",
+    ),
     "compare": Verb(
         "compare",
         "compare_samplers",

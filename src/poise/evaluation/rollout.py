@@ -203,11 +203,7 @@ class Latency:
 
 def latency(policy: Policy, repeats: int = 30) -> Latency:
     """Time plans of batch 1 on a zero observation, after a few to warm up."""
-    spec, device = policy.spec, policy.action_normaliser.scale.device
-    observation = {
-        name: torch.zeros(1, spec.history, *shape, device=device, dtype=torch.uint8 if name in spec.cameras else None)
-        for name, shape in spec.observations.items()
-    }
+    observation = policy.blank(1)
     with torch.inference_mode():
         *_, last = policy.trace(observation)
     seconds = []

@@ -106,6 +106,9 @@ class _Convolution(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.training and self.wide and x.shape[2] <= _SHORT and x.device.type == "cpu":
             return _ByProducts.apply(*_cast(x, self.weight, self.bias), self.padding)
+        if _frozen(self):
+            rows = _beside(x, self.weight.shape[2], self.padding, self.stride)
+            return _product(rows, self.weight.transpose(1, 2).flatten(1), self.bias).transpose(1, 2)
         # An exported network convolves at any batch; not len, which would fix it.
         if torch.compiler.is_exporting() or x.shape[0] > _FEW:
             return functional.conv1d(x, self.weight, self.bias, self.stride, self.padding)
@@ -115,6 +118,40 @@ class _Convolution(nn.Module):
         weight, bias = self.weight.view(self.parts, -1, channels * kernel), self.bias.view(self.parts, 1, -1)
         y = torch.baddbmm(bias, rows.expand(self.parts, -1, -1), weight.transpose(1, 2))
         return y.unflatten(1, (batch, length)).permute(1, 0, 3, 2).flatten(1, 2)
+
+
+class _Upsample(nn.Module):
+    """Twice the steps, by a transposed convolution of width 4; its tensors are those of `nn.ConvTranspose1d`."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.ConvTranspose1d(channels, channels, 4).parameters()
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not _frozen(self):
+            return functional.conv_transpose1d(x, self.weight, self.bias, stride=2, padding=1)
+        # Of the steps before, here and after, even outputs see the first two and odd ones the last two.
+        after_odd, here_even, here_odd, before_even = self.weight.unbind(2)
+        even = functional.pad(torch.cat([before_even, here_even]), (0, 0, 0, len(self.weight)))
+        odd = functional.pad(torch.cat([here_odd, after_odd]), (0, 0, len(self.weight), 0))
+        y = _product(_beside(x, 3, 1), torch.cat([even, odd], 1).t(), torch.cat([self.bias, self.bias]))
+        return y.unflatten(2, (2, -1)).flatten(1, 2).transpose(1, 2)
+
+
+def _frozen(module: nn.Module) -> bool:
+    """Whether a compiler looks on that takes the weights for constants, and packs those of plain matrix products."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not module.training
+
+
+def _beside(x: Tensor, kernel: int, padding: int, stride: int = 1) -> Tensor:
+    """What a convolution sees at its places, with zeros beyond the ends: `(B, C, L)` to `(B, L / stride, kernel C)`."""
+    padded = functional.pad(x.transpose(1, 2), (0, 0, padding, padding))
+    return torch.cat([padded[:, k : k + x.shape[2] : stride] for k in range(kernel)], 2)
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A linear layer as one product of two matrices, whatever the strides of its rows `(B, L, N)`."""
+    return functional.linear(rows.flatten(0, 1), weight, bias).unflatten(0, rows.shape[:2])
 
 
 class _ByProducts(torch.autograd.Function):
@@ -224,8 +261,7 @@ class _UNet1D(Network):
         self.mid_modules = nn.ModuleList(block(channels[-1], channels[-1]) for _ in range(2))
         self.up_modules = nn.ModuleList()
         for outputs, inputs in reversed(list(zip(channels, channels[1:], strict=False))):
-            up = nn.ConvTranspose1d(outputs, outputs, 4, stride=2, padding=1)
-            self.up_modules.append(stage(2 * inputs, outputs, up))
+            self.up_modules.append(stage(2 * inputs, outputs, _Upsample(outputs)))
         self.final_conv = nn.Sequential(
             _ConvBlock(channels[0], channels[0], spec), _Convolution(channels[0], action, 1)
         )
@@ -237,16 +273,24 @@ class _UNet1D(Network):
     def prepare(self, tokens: Tokens) -> _Prepared:
         """Of all scales and biases what the observation adds, and the keys and values of all attention."""
         flat = tokens.flatten(1)
-        weights = torch.cat([layer.weight for layer in self._films])
         biases = torch.cat([layer.bias for layer in self._films])
-        level_part, observation_part = weights.split([self.embedding, self.joining], dim=1)
+        level_part, observation_part = self._film_weights()
         film = functional.linear(functional.mish(flat[:, : self.joining]), observation_part, biases)
         memories = [attend.prepare(tokens) for attend in self._attends]
         return _Prepared(flat[:, : self.entering], film, level_part.t(), memories)
 
+    def _film_weights(self) -> tuple[Tensor, Tensor]:
+        """The matrices that map the noise level, and the observation, to all scales and biases."""
+        # Contiguous: of views of frozen matrices PyTorch 2.13's templates computed other numbers on two threads.
+        parts = [layer.weight.split([self.embedding, self.joining], dim=1) for layer in self._films]
+        return torch.cat([level for level, _ in parts]), torch.cat([observation for _, observation in parts])
+
     def forward(self, x: Actions, log_snr: Times, prepared: _Prepared) -> Actions:
         level = functional.mish(self.diffusion_step_encoder(log_snr))
-        film = torch.addmm(prepared.film, level, prepared.level)
+        if _frozen(self):
+            film = prepared.film + functional.linear(level, self._film_weights()[0])
+        else:
+            film = torch.addmm(prepared.film, level, prepared.level)
         films, memories = iter(film[..., None].split(self._widths, dim=1)), iter(prepared.memories)
         entrance = prepared.entrance[:, None].expand(-1, x.shape[1], -1)
         h, skips = torch.cat([x, entrance], dim=2).transpose(1, 2), []

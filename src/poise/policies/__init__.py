@@ -6,6 +6,7 @@ from poise.policies.baselines import NearestNeighbour, Regression
 from poise.policies.carriers import Carrier, Late, Request, Way, Worker, afresh
 from poise.policies.checkpoint import Checkpoint, load, load_checkpoint
 from poise.policies.chunking import Chunking, ExponentialMask, LinearMask, OnesMask, SoftMask, ZerosMask, chunked
+from poise.policies.compiling import compiled
 from poise.policies.consistency import Consistency
 from poise.policies.control import Control, Controller, RecedingHorizon
 from poise.policies.couplings import Coupling, Immiscible, Independent, OptimalTransport
@@ -78,6 +79,7 @@ __all__ = [
     "ZerosMask",
     "afresh",
     "chunked",
+    "compiled",
     "emphasised",
     "limited",
     "load",

@@ -12,6 +12,7 @@ from poise.denoisers import Diffusion
 from poise.draws import Draws
 from poise.guidance import clipped, guided
 from poise.likelihood import Divergence, LogProb, log_prob
+from poise.policies.graphs import Graphs
 from poise.policies.policy import Policy, evenly
 from poise.policies.spec import PolicySpec
 from poise.sampling import Grid, RungeKutta, Sampler, State, gaussian, start, tempered, trace
@@ -23,13 +24,18 @@ Guide = Callable[[Denoiser, Observation], Denoiser]
 
 
 class DiffusionPolicy(Policy):
-    """A diffusion over plans, conditioned on the observation (Chi et al. 2023, arXiv 2303.04137)."""
+    """A diffusion over plans, conditioned on the observation (Chi et al. 2023, arXiv 2303.04137).
+
+    Attributes:
+        loop: What runs the loop from noise to plan instead of Python; `compiled` sets it.
+    """
 
     def __init__(self, spec: PolicySpec) -> None:
         super().__init__(spec)
         network = spec.network.build(spec.horizon, spec.action, self.encoder.tokens)
         self.diffusion = Diffusion(network, spec.schedule, spec.prediction)
         self.guide: Guide | None = None
+        self.loop: Graphs | None = None
 
     def using(
         self,
@@ -170,6 +176,19 @@ class DiffusionPolicy(Policy):
         self, observation: Observation, tokens: Tokens, x: Tensor, begin: float, noise: Noise
     ) -> Iterator[State]:
         """The states from the noisy plan `x` of time `begin` on, in normalised units."""
+        spec = self.spec
+        if self.loop is None or self.guide is not None or not spec.sampler.evaluations:
+            return self._walked(observation, tokens, x, begin, noise)
+        kind = spec.sampler, spec.grid, spec.evaluations, begin
+
+        def walk(tokens: Tokens, x: Tensor, noise: Noise) -> Iterator[State]:
+            return self._walked(observation, tokens, x, begin, noise)
+
+        return self.loop.states(kind, walk, tokens, x, noise)
+
+    def _walked(
+        self, observation: Observation, tokens: Tokens, x: Tensor, begin: float, noise: Noise
+    ) -> Iterator[State]:
         spec, denoise, bound = self.spec, self.diffusion.given(tokens), self.spec.bound
         if self.guide is not None:
             denoise = self.guide(denoise, observation)

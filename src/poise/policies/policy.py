@@ -193,6 +193,16 @@ class Policy(nn.Module, ABC):
         if len(set(sizes.values())) > 1:
             raise ValueError(f"The policy got batches of {sizes} rows, expected one number: a row of each for a robot")
 
+    def blank(self, batch: int) -> dict[str, Tensor]:
+        """An observation of zeros, `(batch, history, ...)` a feature: for what is timed or compiled."""
+        spec, device = self.spec, self.action_normaliser.scale.device
+        return {
+            name: torch.zeros(
+                batch, spec.history, *shape, device=device, dtype=torch.uint8 if name in spec.cameras else None
+            )
+            for name, shape in spec.observations.items()
+        }
+
     def encoded(self, batch: Batch) -> Actions:
         """The actions of a batch, from `lead` steps before now on, as the policy learns them, in normalised units."""
         with self._exact():

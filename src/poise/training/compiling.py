@@ -1,13 +1,10 @@
-"""Compiling what a policy computes, where that works."""
+"""Compiling what a policy computes in training, where that works."""
 
-import sys
 from collections.abc import Callable
-
-import torch
-from torch import nn
 
 from poise.nn import Network
 from poise.policies import Policy
+from poise.policies.tried import tried
 
 
 def compiled(policy: Policy, attempt: Callable[[], object]) -> bool:
@@ -25,22 +22,12 @@ def compiled(policy: Policy, attempt: Callable[[], object]) -> bool:
     parts = [policy.encoder, *(module for module in policy.modules() if isinstance(module, Network))]
     for part in parts:
         part.compile()
-    try:
-        with torch.random.fork_rng():
-            attempt()
-    except Exception as error:  # whatever a compiler stumbles over
-        _undo(parts)
-        line = str(error).strip().splitlines()[0]
-        print(f"training goes on without compiling, which failed: {type(error).__name__}: {line}", file=sys.stderr)
-        return False
-    finally:
-        policy.zero_grad()
-    return True
-
-
-def _undo(parts: list[nn.Module]) -> None:
-    for part in parts:
-        part._compiled_call_impl = None
+    done = tried("training", [attempt])
+    policy.zero_grad()
+    if not done:
+        for part in parts:
+            part._compiled_call_impl = None
+    return done
 
 
 __all__ = ["compiled"]

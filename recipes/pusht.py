@@ -14,20 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from poise import (
-    MLP,
-    Episodes,
-    PolicySpec,
-    Recipe,
-    Relative,
-    Standard,
-    Task,
-    TrainingSpec,
-    UniPC,
-    VPCosine,
-    read,
-)
-from poise.predictions import Velocity
+from poise import MLP, Episodes, PolicySpec, Recipe, Relative, Standard, Task, TrainingSpec, read
 
 CENTRE = 256.0  # px, of the square table of 512 px and of the goal
 CENTRE_OF_MASS = 45.0  # px, of the block, along its stem from the point that is its position
@@ -92,11 +79,8 @@ recipe = Recipe(
         action=2,
         space=Relative("agent"),
         network=MLP(width=384, depth=3, condition=128),
-        schedule=VPCosine(),
-        prediction=Velocity(),
         action_scaling=Standard(),
-        bound=3.0,
-        sampler=UniPC(),
+        bound=None,
         temperature=0.5,
     ),
     training=TrainingSpec(minutes=19.5, steps=100_000, batch=512, bfloat16=True),

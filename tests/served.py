@@ -87,7 +87,8 @@ class Running:
     """A server on a free port of this machine, in a thread."""
 
     def __init__(self, planner: Planner, limits: Limits, key: str | None, port: int, **more: Any) -> None:
-        self.server, self._more, self.port = Server(planner, limits, key), more, port
+        self.server = Server(planner, limits, key, more.pop("dashboard", None))
+        self._more, self.port = more, port
         self._end, self._up = asyncio.Event(), threading.Event()
         self._thread = threading.Thread(target=asyncio.run, args=(self._run(),))
         self._thread.start()
@@ -115,10 +116,10 @@ class Running:
 
 @contextmanager
 def running(policy: Policy, limits: Limits | None = None, key: str | None = None, **more: Any) -> Iterator[Running]:
-    """Serve a policy; a port, a context of TLS and options of the planner may be given too."""
-    tls = {"tls": more.pop("tls")} if "tls" in more else {}
+    """Serve a policy; a port, a context of TLS, a dashboard and options of the planner may be given too."""
+    own = {name: more.pop(name) for name in ("tls", "dashboard") if name in more}
     port = more.pop("port", 0)
-    server = Running(Planner(policy, **more), limits or Limits(), key, port, **tls)
+    server = Running(Planner(policy, **more), limits or Limits(), key, port, **own)
     try:
         yield server
     finally:

@@ -464,10 +464,15 @@ def test_killing_the_server_makes_robots_hold_and_its_return_makes_them_go_on(tm
 def test_the_command_listens_to_others_with_a_key_only(tmp_path):
     checkpoint = diffusion().save(tmp_path)
     with pytest.raises(ValueError, match="got --host 0.0.0.0 without a key"):
-        serve_command(checkpoint, Listen(host="0.0.0.0", port=0))
+        serve_command(checkpoint, Listen(host="0.0.0.0", port=0), safety=False)
     (tmp_path / "key").write_text("short")
     with pytest.raises(ValueError, match="at least 16 visible ASCII characters"):
-        serve_command(checkpoint, Listen(api_key_file=tmp_path / "key"))
+        serve_command(checkpoint, Listen(api_key_file=tmp_path / "key"), safety=False)
+
+
+def test_the_command_wants_limits_for_what_leaves(tmp_path):
+    with pytest.raises(ValueError, match=r"expected the limits of its demonstrations .* without limits: --no-safety"):
+        serve_command(diffusion().save(tmp_path), Listen(port=0))
 
 
 def test_sigterm_ends_the_server_when_what_is_under_way_is_done(capsys):

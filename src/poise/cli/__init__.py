@@ -69,6 +69,11 @@ VERBS = {
         "training.",
     ),
     "push": Verb("push", "push", "Share a policy on the hub, with a model card; `hf auth login` signs in."),
+    "replan": Verb(
+        "replan",
+        "replan_run",
+        "Plan again from what `poise serve --record` kept, and say how far the plans are from those that were sent.",
+    ),
     "serve": Verb(
         "serve",
         "serve",

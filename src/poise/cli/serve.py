@@ -3,16 +3,18 @@
 import logging
 import ssl
 import sys
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
 
 from poise.cli.evaluate import Hardware, Sampling
-from poise.policies import load
-from poise.serving import Limits, Planner, Server, read_key, run
+from poise.policies import Safety, limited, load_checkpoint
+from poise.serving import Dashboard, Filter, Limits, Observer, Planner, Recording, Server, read_key, run
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,28 @@ class Listen:
         return context
 
 
+@dataclass(frozen=True)
+class Watch:
+    """What is kept and shown of what happens.
+
+    Attributes:
+        record: Folder for every observation, plan and time, which poise dataset and poise replan read; a new one, or
+            that of an earlier run.
+        dashboard: Show plans, times and counts on a page at the address of the server, http:// instead of ws://.
+    """
+
+    record: Path | None = None
+    dashboard: bool = False
+
+
 def serve(
     checkpoint: Annotated[Path, tyro.conf.Positional],
     listen: Annotated[Listen, tyro.conf.arg(name="")] = Listen(),  # noqa: B008 (frozen)
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),  # noqa: B008 (frozen)
     hardware: Annotated[Hardware, tyro.conf.arg(name="")] = Hardware(),  # noqa: B008 (frozen)
     limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits(),  # noqa: B008 (frozen)
+    watch: Annotated[Watch, tyro.conf.arg(name="")] = Watch(),  # noqa: B008 (frozen)
+    safety: bool = True,
     seed: int | None = None,
 ) -> None:
     """Serve a policy to many robots at once, over WebSockets in openpi's protocol, until SIGTERM or Ctrl-C.
@@ -79,13 +97,31 @@ def serve(
         sampling: How plans are sampled.
         hardware: What runs the policy.
         limits: What a client may do.
+        watch: What is kept and shown.
+        safety: Hold every plan to the limits that the checkpoint notes of its demonstrations.
         seed: Of the noise of every robot, so that its plans depend on its observations alone; by default each draws
             one.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
-    policy = sampling.of(hardware.take(load(checkpoint)))
-    server = Server(Planner(policy, seed), limits, listen.key())
-    run(server, listen.host, listen.port, listen.tls(), partial(print, flush=True))
+    found = load_checkpoint(checkpoint)
+    policy, filters = sampling.of(hardware.take(found.policy)), [_limiting(found.notes)] if safety else []
+    key, tls = listen.key(), listen.tls()
+    with ExitStack() as stack:
+        dashboard = Dashboard(policy) if watch.dashboard else None
+        observers: list[Observer] = [] if dashboard is None else [dashboard]
+        if watch.record is not None:
+            observers.append(stack.enter_context(Recording(watch.record, policy.spec)))
+        server = Server(Planner(policy, seed, filters, observers), limits, key, dashboard)
+        run(server, listen.host, listen.port, tls, partial(print, flush=True))
 
 
-__all__ = ["Listen", "serve"]
+def _limiting(notes: Mapping[str, Any]) -> Filter:
+    """What holds plans to the limits in the notes of a checkpoint."""
+    try:
+        limits = Safety.of(notes)
+    except ValueError as error:
+        raise ValueError(f"{error}. Or serve without limits: --no-safety") from error
+    return lambda plan: limited(plan, limits)[0]
+
+
+__all__ = ["Listen", "Watch", "serve"]

@@ -2,15 +2,16 @@
 
 import asyncio
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
-from poise.serving.sessions import Name, Request, joined
+from poise.serving.sessions import Name, Request, Turn, joined
 
 T = TypeVar("T")
 
@@ -25,12 +26,18 @@ class Planned(NamedTuple):
         seconds: That the policy took, for the whole batch.
         batch: Robots that were planned for at once.
         waited: Seconds before.
+        changed: Actions that a filter changed.
+        seen: What the policy saw: name -> `(1, history, ...)`.
+        turn: Which plan of its robot it is.
     """
 
     actions: NDArray[np.float32]
     seconds: float
     batch: int
     waited: float
+    changed: int
+    seen: Mapping[str, Tensor]
+    turn: Turn
 
 
 class SupersededError(Exception):

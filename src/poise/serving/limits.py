@@ -1,6 +1,7 @@
 """What a server grants to whom: sizes, rates, connections, times, and a key."""
 
 import asyncio
+import base64
 import hmac
 import ipaddress
 import time
@@ -111,11 +112,21 @@ class Pace:
 
 
 def authorised(key: str | None, header: str | None) -> bool:
-    """Whether a header `Authorization: Api-Key KEY` holds the key; the time it takes tells nothing about it."""
+    """Whether a header `Authorization` holds the key; the time it takes tells nothing about it.
+
+    Clients send `Api-Key KEY`. Browsers, which ask for a name and a password, send `Basic` and both, of which the
+    password is to be the key.
+    """
     if key is None:
         return True
-    given = (header or "").encode(errors="surrogateescape")
-    return hmac.compare_digest(f"Api-Key {key}".encode(), given)
+    kind, _, given = (header or "").partition(" ")
+    if kind == "Basic":
+        try:
+            given = base64.b64decode(given, validate=True).decode().partition(":")[2]
+        except ValueError:
+            return False
+    known = kind in ("Api-Key", "Basic")
+    return hmac.compare_digest(key.encode(), given.encode(errors="surrogateescape")) and known
 
 
 def check_exposure(host: str, key: str | None) -> None:

@@ -8,6 +8,7 @@ FIGURES = {
     "connections_refused": "Connections that were refused: no place, or no key.",
     "requests": "Observations that came.",
     "plans": "Plans that were sent.",
+    "changed": "Actions that the limits changed.",
     "superseded": "Observations that a newer one of the same robot took the place of.",
     "errors": "Errors that were sent, each of which ended a connection.",
     "infer_seconds": "Seconds that plans took, each that of its whole batch.",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from poise.policies import Policy
 from poise.serving.batching import Job, Planned
-from poise.serving.sessions import Name, Request, Session
+from poise.serving.sessions import Name, Request, Session, Turn
 from poise.typing import Noise
 
 Filter = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -51,10 +51,12 @@ class Window(NamedTuple):
     Attributes:
         observation: Name -> `(1, history, ...)`.
         noise: For a batch of one.
+        turn: Which plan of its robot it is for.
     """
 
     observation: dict[str, Tensor]
     noise: Noise
+    turn: Turn
 
 
 class Planner:
@@ -106,10 +108,12 @@ class Planner:
         for group in windows.values():
             plans = self._plans(list(group.values()))
             seconds = time.perf_counter() - begin
-            for number, plan in zip(group, plans, strict=True):
-                failed = isinstance(plan, Exception)
-                waited = begin - jobs[number].since
-                outcomes[number] = plan if failed else Planned(plan, seconds, len(group), waited)
+            for (number, seen), plan in zip(group.items(), plans, strict=True):
+                if isinstance(plan, Exception):
+                    outcomes[number] = plan
+                    continue
+                times = seconds, len(group), begin - jobs[number].since
+                outcomes[number] = Planned(plan[0], *times, plan[1], seen.observation, seen.turn)
         return [outcomes[number] for number in range(len(jobs))]
 
     def tell(self, jobs: Sequence[Job], outcomes: Sequence[Planned | Exception]) -> None:
@@ -135,9 +139,9 @@ class Planner:
         session = self._session(job)
         for request in job.requests:
             session.observe(request)
-        return Window(session.window(), session.noise())
+        return Window(session.window(), session.noise(), session.turn())
 
-    def _plans(self, windows: Sequence[Window]) -> list[NDArray[np.float32] | Exception]:
+    def _plans(self, windows: Sequence[Window]) -> list[tuple[NDArray[np.float32], int] | Exception]:
         try:
             batch = {n: torch.cat([window.observation[n] for window in windows]) for n in windows[0].observation}
             plans = self.policy.plan(batch, _each([window.noise for window in windows])).cpu().numpy()
@@ -149,15 +153,17 @@ class Planner:
             return [*self._plans(windows[:half]), *self._plans(windows[half:])]
         return [self._filtered(plan) for plan in plans]
 
-    def _filtered(self, plan: NDArray[np.float32]) -> NDArray[np.float32] | Exception:
+    def _filtered(self, plan: NDArray[np.float32]) -> tuple[NDArray[np.float32], int] | Exception:
+        """The plan that leaves, and how many of its actions the filters changed."""
+        before = plan.copy() if self._filters else plan
         try:
             for each in self._filters:
                 plan = each(plan)
             if not np.isfinite(plan).all():
                 raise ValueError("the policy planned NaN or infinity, expected finite actions: hold the robot")
+            return plan, int((plan != before).any(1).sum())
         except Exception as error:
             return _told(error)
-        return plan
 
 
 def _told(error: Exception) -> Exception:

@@ -15,10 +15,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import Any
+from urllib.parse import urlsplit
 
 from poise.policies import Policy
 from poise.serving.batching import Batcher, Planned, SupersededError
-from poise.serving.limits import Limits, Pace, Places, authorised, check_exposure
+from poise.serving.dashboard import HEADERS, Dashboard
+from poise.serving.limits import Limits, Pace, Places, authorised, check_exposure, is_loopback
 from poise.serving.metrics import FIGURES, exposition
 from poise.serving.planning import Planner
 from poise.serving.sessions import KEYS, Name, Request, request_of
@@ -46,6 +48,7 @@ class Server:
         planner: The policy.
         limits: What a client may do.
         key: What a client must show, as `Authorization: Api-Key KEY`; None asks for nothing.
+        dashboard: Page to show at `/`, which is an observer of the planner too.
 
     Attributes:
         counts: What happened so far, by the names of `poise.serving.metrics.FIGURES`.
@@ -55,12 +58,14 @@ class Server:
         ValueError: A policy one of whose features has the name of a key of the protocol.
     """
 
-    def __init__(self, planner: Planner, limits: Limits, key: str | None = None) -> None:
+    def __init__(
+        self, planner: Planner, limits: Limits, key: str | None = None, dashboard: Dashboard | None = None
+    ) -> None:
         self._spec = planner.policy.spec
         clash = sorted(set(KEYS) & set(self._spec.observations))
         if clash:
             raise ValueError(f"got a policy that observes {clash}, which are keys of the protocol: rename the features")
-        self._limits, self._key, self._places = limits, key, Places(limits)
+        self._limits, self._key, self._places, self._dashboard = limits, key, Places(limits), dashboard
         self._planner, self._batcher = planner, Batcher(planner, limits.batch, self._spec.history)
         self._metadata, self._numbers, self.ending = pack(metadata(planner.policy)), itertools.count(), False
         self.counts = dict.fromkeys(FIGURES, 0.0)
@@ -127,9 +132,14 @@ class Server:
         keys = request.headers.get_all("Authorization")
         if not authorised(self._key, keys[0] if len(keys) == 1 else None):
             self.counts["connections_refused"] += 1
-            return connection.respond(HTTPStatus.UNAUTHORIZED, "expected the header Authorization: Api-Key KEY\n")
+            refusal = connection.respond(HTTPStatus.UNAUTHORIZED, "expected the header Authorization: Api-Key KEY\n")
+            if self._dashboard is not None:
+                refusal.headers["WWW-Authenticate"] = 'Basic realm="poise: the key is the password", charset="UTF-8"'
+            return refusal
         if request.path == "/metrics":
             return self._figures(connection)
+        if self._dashboard is not None and "Upgrade" not in request.headers:
+            return self._page(connection, request, self._dashboard)
         full = self._places.full(_address(connection))
         if full is not None:
             self.counts["connections_refused"] += 1
@@ -143,6 +153,16 @@ class Server:
             return connection.respond(HTTPStatus.NOT_FOUND, f"{error}\n")
         headers = Headers({"Content-Type": "text/plain; version=0.0.4", "Content-Length": str(len(body))})
         return Response(HTTPStatus.OK, "OK", headers, body)
+
+    def _page(self, connection: ServerConnection, request: Opening, dashboard: Dashboard) -> Response:
+        host = urlsplit(f"//{''.join(request.headers.get_all('Host'))}").hostname or ""
+        if self._key is None and not is_loopback(host):  # another site's name may lead a browser to this machine
+            return connection.respond(HTTPStatus.FORBIDDEN, "expected the address of this machine, 127.0.0.1\n")
+        page = dashboard.page(request.path, self.counts, len(self._places))
+        if page is None:
+            return connection.respond(HTTPStatus.NOT_FOUND, "there are /, /healthz and /metrics\n")
+        headers = {**HEADERS, "Content-Type": page[0], "Content-Length": str(len(page[1]))}
+        return Response(HTTPStatus.OK, "OK", Headers(headers), page[1])
 
     async def _handle(self, connection: ServerConnection) -> None:
         """One connection, from the first message to the last."""
@@ -200,6 +220,7 @@ class Server:
         self.counts["plans"] += 1
         self.counts["infer_seconds"] += planned.seconds
         self.counts["wait_seconds"] += planned.waited
+        self.counts["changed"] += planned.changed
         milliseconds = 1e3 * planned.seconds
         timing = {"infer_ms": milliseconds, "queue_ms": 1e3 * planned.waited, "batch": planned.batch}
         if client.total is not None:

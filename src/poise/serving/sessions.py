@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -116,6 +116,20 @@ def joined(earlier: Sequence[Request], new: Request, most: int) -> list[Request]
     return kept
 
 
+class Turn(NamedTuple):
+    """Which plan of a robot it is.
+
+    Attributes:
+        episode: Its number among the episodes of the robot.
+        plan: Its number among the plans of the episode.
+        seed: Of the noise of the episode.
+    """
+
+    episode: int
+    plan: int
+    seed: int
+
+
 class Session:
     """The history and the noise of one robot, for one thread.
 
@@ -125,7 +139,7 @@ class Session:
     """
 
     def __init__(self, policy: Policy, seed: int) -> None:
-        self._memory, self._seed = Memory(policy, 1), seed
+        self._memory, self._turn = Memory(policy, 1), Turn(0, 0, seed)
         self._memory.reset([seed])
         self._fresh = True
 
@@ -136,8 +150,9 @@ class Session:
             ValueError: As `Memory.observe`: NaN, images that are not of 8 bits, an age that does not fit.
         """
         if request.reset and not self._fresh:
-            self._seed += 1
-            self._memory.reset([self._seed])
+            episode, _, seed = self._turn
+            self._turn = Turn(episode + 1, 0, seed + 1)
+            self._memory.reset([seed + 1])
         for row in request.rows:
             self._memory.observe({name: values[None] for name, values in row.items()}, age=request.age)
         self._fresh = False
@@ -150,5 +165,11 @@ class Session:
         """Noise for a batch of one."""
         return self._memory.noise(_ONE)
 
+    def turn(self) -> Turn:
+        """Which plan the next one is; counts it."""
+        turn = self._turn
+        self._turn = turn._replace(plan=turn.plan + 1)
+        return turn
 
-__all__ = ["KEYS", "Name", "Request", "Session", "joined", "request_of"]
+
+__all__ = ["KEYS", "Name", "Request", "Session", "Turn", "joined", "request_of"]

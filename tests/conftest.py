@@ -1,4 +1,5 @@
 import os
+import signal
 from pathlib import Path
 
 import matplotlib as mpl
@@ -17,3 +18,11 @@ def pusht_path() -> Path:
     if not PUSHT.exists():
         pytest.skip(f"the Push-T demonstrations are not at {PUSHT}: set POISE_PUSHT to their .zarr")
     return PUSHT
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interruptible():
+    """Ctrl-C means what it does at a terminal, also where the tests run in the background of a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -87,7 +87,7 @@ def distill(
     print(_compared(student, teacher, windows[1]))
     described = {"teacher": checkpoint, "recipe": recipe, "data": data, "machine": machine()}
     notes = {**{name: str(value) for name, value in described.items()}, "training": to_plain(training)}
-    notes["safety"] = to_plain(Safety.fit(windows[0].actions, windows[0].starts))
+    notes |= Safety.fit(windows[0].actions, windows[0].starts).noted()
     print(f"wrote {student.save(out, notes)}\nnext: poise evaluate {out} --recipe {recipe}")
 
 

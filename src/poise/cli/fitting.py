@@ -18,7 +18,6 @@ from tqdm import tqdm
 from poise.data import Windows
 from poise.evaluation import Task, rollout
 from poise.nn import load_backbone
-from poise.plain import to_plain
 from poise.policies import NearestNeighbour, Policy, PolicySpec, Safety
 from poise.policies.saving import FILE
 from poise.training import Checkpoints, Learner, Processes, Progress, Single, TrainingSpec, Validation, train
@@ -85,7 +84,7 @@ def fit(
     policy = job.kind(job.spec).to(windows[0].device)
     policy.fit(windows[0])
     limits = Safety.fit(windows[0].actions, windows[0].starts)
-    job = replace(job, notes={**job.notes, "safety": to_plain(limits)})
+    job = replace(job, notes={**job.notes, **limits.noted()})
     if job.weights:
         load_backbone(policy, job.weights)
     checkpoints = Checkpoints(job.out, job.training.keep_last, job.training.keep_best)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from poise.policies.carriers import Plans, Request, Way, afresh
 from poise.policies.diffusion import DiffusionPolicy
@@ -178,14 +177,10 @@ class Deadline:
 
 def _blank(policy: Policy) -> Request:
     """A request of one robot that sees zeros, half of whose plan is left."""
-    spec, device, one = policy.spec, policy.action_normaliser.scale.device, np.ones(1, int)
-    seen = {
-        name: torch.zeros(1, spec.history, *shape, device=device, dtype=torch.uint8 if name in spec.cameras else None)
-        for name, shape in spec.observations.items()
-    }
+    spec, one = policy.spec, np.ones(1, int)
     previous = np.zeros((1, spec.planned, spec.action), np.float32)
     left = one * (spec.planned // 2)
-    return Request(0 * one, seen, per_sample([0]), previous, left, one, one, one, one, 0 * one)
+    return Request(0 * one, policy.blank(1), per_sample([0]), previous, left, one, one, one, one, 0 * one)
 
 
 __all__ = ["Candidate", "Deadline", "Punctuality"]

@@ -28,7 +28,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from poise.data.mapped import relieve
-from poise.plain import from_plain
+from poise.plain import from_plain, to_plain
 from poise.policies.control import Controller
 from poise.policies.memory import Age, Mask, Seeds, Seen
 from poise.watchdog import Hold
@@ -127,6 +127,10 @@ class Safety:
         if not isinstance(limits, cls):
             raise ValueError(f"got the limits {notes[_NOTE]!r} ({limits}), expected those that poise train writes")
         return limits
+
+    def noted(self) -> dict[str, Any]:
+        """The note of a checkpoint that `of` reads."""
+        return {_NOTE: to_plain(self)}
 
     def limit(
         self, wanted: NDArray, past: NDArray, behind: NDArray[np.bool_]

@@ -82,13 +82,8 @@ class Planner:
 
     def warm_up(self) -> None:
         """Plan for zeros, alone and in a batch: the first plans of a process take many times as long."""
-        spec, device = self.policy.spec, self.policy.action_normaliser.scale.device
         for batch in (1, 2):
-            zeros = {
-                name: torch.zeros(batch, spec.history, *shape, dtype=torch.uint8 if name in spec.cameras else None)
-                for name, shape in spec.observations.items()
-            }
-            self.policy.plan({name: values.to(device) for name, values in zeros.items()}).cpu()
+            self.policy.plan(self.policy.blank(batch)).cpu()
 
     def forget(self, client: Hashable) -> None:
         """Drop the robots of a connection."""

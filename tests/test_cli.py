@@ -103,7 +103,7 @@ def test_training_and_evaluation_take_place_on_the_device(recipe, checkpoint, mo
     monkeypatch.setattr(verb, "train", watched)
     for step in ("fit", "ready"):  # which look at numbers, of which that device has none
         monkeypatch.setattr(DiffusionPolicy, step, lambda *arguments: None)
-    monkeypatch.setattr(Safety, "fit", lambda *arguments: None)
+    monkeypatch.setattr(Safety, "fit", lambda *arguments: Safety((0.0,), (1.0,)))
     run(monkeypatch, "train", recipe, "--out", tmp_path / "meta", "--device", "meta")
     assert found == ["meta", "meta"]
     with pytest.raises(RuntimeError, match="meta"):

@@ -22,7 +22,7 @@ LAYERS = {
     "runtime": 2, "wire": 2, "client": 3, "robot": 4,
     "policies": 3, "testing": 3,
     "training": 4, "evaluation": 4, "interop": 4,
-    "recipe": 5, "serving": 5,
+    "recipe": 5, "serving": 5, "applications": 5.5,
     "cli": 6, "__main__": 7, "__init__": 7,
 }  # fmt: skip
 FILES = sorted(ROOT.rglob("*.py"))

@@ -216,7 +216,7 @@ def test_summary_has_the_published_keys():
 def test_diversity_counts_successes_only():
     def episode(success: bool, mode: int) -> Episode:
         still = np.zeros((5, 2), np.float32)
-        return Episode(0, success, 0.0, 0.0, not success, mode, still, np.zeros(5, bool), {})
+        return Episode(0, success, 0.0, 0.0, not success, mode, {}, still, np.zeros(5, bool), {})
 
     episodes = [episode(True, 0), episode(True, 0), episode(False, 1), episode(False, 2)]
     figures = summary(episodes, Latency(1.0, 1.0, 1), math.log(4))

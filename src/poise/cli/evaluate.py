@@ -274,6 +274,7 @@ def described(figures: dict[str, Any]) -> str:
         lines.append(f"collisions    {figures['collision']:.1%}")
     if figures["mode_entropy"] is not None:
         lines.append(f"mode entropy  {figures['mode_entropy']:.3f} of the demonstrators'")
+    lines += [f"{name:<13} {value:.4g}" for name, value in figures["measures"].items() if value is not None]
     if figures["jerk"] is not None:
         lines.append(f"smoothness    jerk {figures['jerk']:.3g} action units a step cubed")
     if figures["seam_jump"] is not None:

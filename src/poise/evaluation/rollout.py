@@ -28,6 +28,7 @@ class Episode:
         reward_sum: Sum of rewards.
         collision: Where the environment tells, else None.
         mode: Which of several ways it was solved, where the environment tells, else None.
+        measures: What else the environment measured, by the end: the numbers of `infos["measures"]`.
         actions: `(steps, action)`, as the policy gave them.
         fresh: `(steps,)`, whether a step began a new plan.
         observations: Feature -> `(steps, ...)`, what was observed at each step; images only if `rollout` was asked to.
@@ -39,6 +40,7 @@ class Episode:
     reward_sum: float
     collision: bool | None
     mode: int | None
+    measures: dict[str, float]
     actions: NDArray[np.float32]
     fresh: NDArray[np.bool_]
     observations: dict[str, NDArray]
@@ -132,6 +134,8 @@ class Slots:
         done = terminated | truncated
         for i in np.flatnonzero(self.active & done):
             told = {name: infos[name][i] for name in ("is_success", "collision", "mode") if name in infos}
+            measured = {name: values for name, values in infos.get("measures", {}).items() if name[0] != "_"}
+            told["measures"] = {name: float(values[i]) for name, values in measured.items()}
             yield _episode(int(self.current[i]), self.records[i], bool(terminated[i]), told)
             self.records[i] = []
         self._refill(done)
@@ -175,6 +179,7 @@ def _episode(seed: int, record: list[_Step], terminated: bool, told: dict[str, A
         reward_sum=sum(rewards),
         collision=bool(told["collision"]) if "collision" in told else None,
         mode=int(told["mode"]) if "mode" in told else None,
+        measures=told["measures"],
         actions=np.stack([step.action for step in record]),
         fresh=np.array([step.fresh for step in record]),
         observations={name: np.stack([step.seen[name] for step in record]) for name in _common(record)},
@@ -236,6 +241,7 @@ def summary(episodes: Sequence[Episode], timing: Latency, demonstrated_entropy: 
         "reward_max_high": reward.high,
         "collision": float(np.mean(collisions)) if collisions else None,
         "mode_entropy": entropy(modes) / demonstrated_entropy if demonstrated_entropy else None,
+        "measures": {name: finite_mean([e.measures[name] for e in episodes]) for name in episodes[0].measures},
         "plan_ms_median": timing.median,
         "plan_ms_p95": timing.p95,
         "evaluations": timing.evaluations,

@@ -155,6 +155,25 @@ class NavigateExpert:
         return np.clip(command, -1.0, 1.0).astype(np.float32)
 
 
+@final
+class RouteExpert:
+    """`NavigateExpert` for the one robot of an environment, on whatever map that is; an `Expert`."""
+
+    stage: str = "drive"
+
+    def reset(self, env: Navigate, seed: int) -> None:
+        """Choose a route and a speed; see `Expert.reset`."""
+        self._driver, self._begun = NavigateExpert(env.map, np.random.default_rng(seed)), False
+
+    def act(self, observation: Observation) -> NDArray[np.float32]:
+        """The velocity to command; see `Expert.act`."""
+        batch = {name: values[None] for name, values in observation.items()}
+        if not self._begun:
+            self._driver.reset(batch)
+            self._begun = True
+        return self._driver(batch)[0]
+
+
 def demonstrate(map: Map, episodes: int, seed: int, noise: float) -> dict[str, NDArray]:
     r"""Collect demonstrations whose data cover recoveries: noise disturbs the robot, not the labels.
 
@@ -247,4 +266,4 @@ def _curve(knots: Floats) -> Floats:
     return np.concatenate([points.reshape(len(knots), -1, 2), knots[:, -1:]], axis=1)
 
 
-__all__ = ["NavigateExpert", "Route", "demonstrate", "routes"]
+__all__ = ["NavigateExpert", "Route", "RouteExpert", "demonstrate", "routes"]

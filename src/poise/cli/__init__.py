@@ -20,11 +20,22 @@ class Verb(NamedTuple):
 
 
 VERBS = {
+    "applications": Verb(
+        "applications",
+        "applications_suite",
+        "Run the tasks that robots are known for: demonstrations, training, closed loop, and one page; --list names "
+        "them.",
+    ),
     "bench": Verb(
         "bench",
         "bench",
         "Time plans by sampler, evaluations, batch and threads, show where the time goes and what it cannot fall "
         "below.",
+    ),
+    "collect": Verb(
+        "collect",
+        "collect",
+        "Write demonstrations of a task by its scripted expert, who tries consecutive seeds; successes alone are kept.",
     ),
     "compare": Verb(
         "compare",
@@ -123,7 +134,7 @@ def _run(name: str, arguments: list[str]) -> None:
 
 
 def _overview() -> str:
-    lines = "\n".join(f"  {name:<10}{verb.about}" for name, verb in VERBS.items())
+    lines = "\n".join(f"  {name:<14}{verb.about}" for name, verb in VERBS.items())
     return f"""usage: poise VERB ...
 
 From noise to poise: diffusion policies for robots, from demonstrations to closed loop.

@@ -127,7 +127,7 @@ def convert(
         rate: Rows a second, instead of those that the source says, if it says any.
         workers: Processes that decode films.
     """
-    chosen = _format(destination, format)
+    chosen = chosen_format(destination, format)
     with open_dataset(source) as opened:
         if rate is not None:
             opened.contents = replace(opened.contents, facts=replace(opened.contents.facts, rate=rate))
@@ -217,7 +217,7 @@ def dataset(verb: _Verb) -> None:
     """
 
 
-def _format(path: Path, name: str | None) -> Format:
+def chosen_format(path: Path, name: str | None) -> Format:
     """The format of that name, or of the suffix of a path.
 
     Raises:
@@ -295,4 +295,4 @@ def _print_table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-__all__ = ["Dataset", "convert", "dataset", "info", "pack", "plot", "replay", "stats", "validate"]
+__all__ = ["Dataset", "chosen_format", "convert", "dataset", "info", "pack", "plot", "replay", "stats", "validate"]

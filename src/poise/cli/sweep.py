@@ -9,24 +9,23 @@ import json
 import re
 import sys
 import time
-import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
-from tqdm import tqdm
 
-from poise.cli.engines import Engine, Pinned, Workers
+from poise.cli.engines import Pinned, Workers
 from poise.cli.evaluate import Hardware, Output, Trial, evaluate, write_json
 from poise.cli.fields import fields, nearest
 from poise.cli.machine import machine
+from poise.cli.runs import figures, keep, logged, run_missing
 from poise.cli.train import parse_run, train_recipe
 from poise.evaluation import wilson
 from poise.evaluation.influence import influences
-from poise.evaluation.report import Section, Table, write_report
+from poise.evaluation.report import Section, Table, markdown, write_report
 from poise.evaluation.sweep_plot import sweep_figure
 from poise.plain import concrete
 from poise.policies import DiffusionPolicy, Policy
@@ -99,8 +98,8 @@ def sweep(
     if len(methods) > 1:
         axes[_METHOD] = list(methods)
     begin, cells = time.perf_counter(), _cells(recipe, axes, common, out, (episodes, seed))
-    failures = _run_all(workers.start(), [cell for cell in cells if _figures(cell) is None], len(cells))
-    runs = [{"setting": cell.setting, "figures": figures} for cell in cells if (figures := _figures(cell)) is not None]
+    failures = run_missing(workers.start(), _run, cells)
+    runs = [{"setting": cell.setting, "figures": found} for cell in cells if (found := figures(cell)) is not None]
     varied = [name for name in axes if name != SEED] or [SEED]
     if runs:
         _written(out, pooled(runs, varied), runs, varied, time.perf_counter() - begin)
@@ -164,53 +163,16 @@ def _check(cell: Cell, path: Path, recipe: Recipe) -> None:
         raise ValueError(f"got the method {run.method!r}, expected one of {sorted(concrete(Policy))}")
 
 
-def _figures(cell: Cell) -> dict[str, Any] | None:
-    """The results of a run that is finished and was made from the same settings, else None."""
-    file = cell.folder / "run.json"
-    if not file.exists():
-        return None
-    run = json.loads(file.read_text())
-    return run["figures"] if run["made from"] == cell.identity else None
-
-
-def _run_all(engine: Engine, cells: Sequence[Cell], total: int) -> dict[str, str]:
-    """Run what is left; the error of every run that failed, by its name."""
-    failures: dict[str, str] = {}
-    with (
-        contextlib.closing(engine.map(_run, cells)) as outcomes,
-        tqdm(total=total, initial=total - len(cells), desc="runs", unit="run") as bar,
-    ):
-        try:
-            for outcome in outcomes:
-                cell = cells[outcome.number]
-                if outcome.error is not None:
-                    failures[cell.name] = outcome.error
-                elif _figures(cell) is None:
-                    failures[cell.name] = (
-                        f"its results are not in {cell.folder}: share its file system with the workers"
-                    )
-                bar.update()
-        except KeyboardInterrupt:
-            print("interrupted: the same command goes on from here", file=sys.stderr)
-            raise SystemExit(130) from None
-    return failures
-
-
 def _run(cell: Cell) -> None:
     """Train and evaluate in this process, with what is printed in a log."""
     recipe = Pinned(Path(cell.train[0]), cell.source).checked()
-    cell.folder.mkdir(parents=True, exist_ok=True)
     file = cell.folder / "evaluation.json"
-    with (cell.folder / "log.txt").open("w") as log, contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
-        try:
-            train_recipe([*cell.train, "--overwrite"])
-            trial = Trial(recipe, episodes=cell.episodes, seed=cell.seed)
-            evaluate(cell.folder, trial, output=Output(json=file), hardware=Hardware(threads=1))
-        except Exception:  # whatever a recipe or an environment raises, it belongs into the log too
-            log.write(traceback.format_exc())
-            raise
-    (figures,) = json.loads(file.read_text())["policies"].values()
-    write_json(cell.folder / "run.json", {"made from": cell.identity, "setting": cell.setting, "figures": figures})
+    with logged(cell.folder):
+        train_recipe([*cell.train, "--overwrite"])
+        trial = Trial(recipe, episodes=cell.episodes, seed=cell.seed)
+        evaluate(cell.folder, trial, output=Output(json=file), hardware=Hardware(threads=1))
+    (found,) = json.loads(file.read_text())["policies"].values()
+    keep(cell, found, setting=cell.setting)
 
 
 def pooled(runs: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> list[dict[str, Any]]:
@@ -242,7 +204,7 @@ def _written(
     out: Path, rows: list[dict[str, Any]], runs: Sequence[Mapping[str, Any]], varied: Sequence[str], seconds: float
 ) -> None:
     table, matters = _table(rows, varied), _matters(rows, varied)
-    text = "\n".join((*_markdown(table), "", *_markdown(matters)))
+    text = "\n".join((*markdown(table), "", *markdown(matters)))
     print(f"\n{text}\n")
     write_json(out / "sweep.json", {"rows": rows, "runs": runs, "seconds": seconds, "machine": machine()})
     (out / "sweep.md").write_text(text + "\n")
@@ -297,12 +259,6 @@ def _table(rows: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> Table:
         for row in rows
     ]
     return Table(columns, cells)
-
-
-def _markdown(table: Table) -> Iterator[str]:
-    lines: Iterable[Sequence[Any]] = (table.columns, ["---"] * len(table.columns), *table.rows)
-    for cells in lines:
-        yield f"| {' | '.join(map(str, cells))} |"
 
 
 __all__ = ["SEED", "Cell", "pooled", "sweep"]

@@ -1,6 +1,6 @@
 """Films of closed-loop episodes: what the environments render, side by side."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +13,7 @@ from poise.policies.control import Control, RecedingHorizon
 
 def film(
     policy: Policy, task: Task, seeds: Sequence[int], control: Control = RecedingHorizon
-) -> Iterator[NDArray[np.uint8]]:
+) -> Generator[NDArray[np.uint8], None, None]:
     """Yield one picture a control step, `(H, W, 3)`, of all seeds side by side until the last one ends.
 
     Args:

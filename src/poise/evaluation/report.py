@@ -9,7 +9,7 @@ import io
 import math
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -78,6 +78,12 @@ class Section:
     figures: Sequence[Figure] = ()
     table: Table | None = None
     video: Path | None = None
+
+
+def markdown(table: Table) -> Iterator[str]:
+    """The lines of a table for a Markdown page, with its cells as `str` gives them."""
+    for cells in (table.columns, ["---"] * len(table.columns), *table.rows):
+        yield f"| {' | '.join(map(str, cells))} |"
 
 
 def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Section], footer: str) -> None:
@@ -264,4 +270,4 @@ footer p {{ max-width: 46rem; }}
 }}
 """
 
-__all__ = ["Cell", "Section", "Table", "write_report"]
+__all__ = ["Cell", "Section", "Table", "markdown", "write_report"]

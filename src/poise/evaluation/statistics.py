@@ -68,7 +68,7 @@ def entropy(modes: Sequence[int] | NDArray) -> float:
     r"""Entropy of the empirical distribution of modes, $-\sum_k p_k \log p_k$, in nats; 0 for none."""
     _, counts = np.unique(np.asarray(modes), return_counts=True)
     share = counts / max(1, counts.sum())
-    return float(-(share * np.log(share)).sum())
+    return max(0.0, float(-(share * np.log(share)).sum()))  # a single mode gives -0.0
 
 
 def finite_mean(values: Sequence[float]) -> float | None:

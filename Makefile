@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
 
-.PHONY: demo test check clean
+.PHONY: demo test check smoke clean
 
 demo: $(STAMP)
 	$(BIN)/poise demo
@@ -16,6 +16,9 @@ check: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/test_architecture.py
+
+smoke: $(STAMP)
+	$(BIN)/poise applications --smoke --jobs 2
 
 clean:
 	rm -rf .venv out .pytest_cache .ruff_cache

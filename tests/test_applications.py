@@ -12,8 +12,8 @@ import pytest
 
 from poise import Task, load_checkpoint, load_recipe
 from poise.applications import applications, find
-from poise.cli import main, suite
 from poise.cli import applications as verb
+from poise.cli import main, suite
 from poise.cli.applications import applications_suite
 from poise.cli.collect import collect
 from poise.cli.engines import Pinned

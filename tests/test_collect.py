@@ -129,7 +129,7 @@ def test_demonstrations_of_another_task_are_refused(collected, careless, tmp_pat
         (["navigate", "--out", "taken.npz"], "taken.npz exists already, expected a new name"),
         (["navigate", "--out", "new.xyz"], "got new.xyz, expected a suffix of"),
         (["navigate", "--out", "new", "--format", "zar"], "did you mean 'zarr'?"),
-        (["navigate", "--episodes", "0"], "got 0 episodes in chunks of 10 from seed 0, expected at least 1"),
+        (["navigate", "--episodes", "0"], "got 0 episodes in chunks of 25 from seed 0, expected at least 1"),
         (["navigate", "--noise", "-1"], "got a noise of -1.0, expected at least 0"),
         (["navigate", "--seed", "49990"], "expected them below 50000: those from there on are for evaluation"),
         (["navigate", "--address", "here:1"], "expected --engine ray too"),

@@ -78,7 +78,7 @@ def collect(
     format: str | None = None,
     seed: int = 0,
     workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers(),  # noqa: B008 (frozen)
-    chunk: int = 10,
+    chunk: int = 25,
 ) -> None:
     """Write demonstrations of a task by its scripted expert, who tries consecutive seeds; successes alone are kept.
 
@@ -117,7 +117,7 @@ def gathered(
     noise: float | None = None,
     seed: int = 0,
     workers: Workers = Workers(),  # noqa: B008 (frozen)
-    chunk: int = 10,
+    chunk: int = 25,
 ) -> Collected:
     """Drive consecutive seeds until so many attempts have succeeded, with a bar; see `collect`.
 

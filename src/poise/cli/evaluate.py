@@ -234,7 +234,7 @@ def _apart(engine: Engine, chunks: Sequence[Chunk]) -> Iterator[Episode]:
 
 def _page(path: Path, results: dict[str, Any], episodes: Sequence[Episode], video: Path | None) -> None:
     figures = next(iter(results["policies"].values()))
-    rows = [(name, value) for name, value in figures.items()]
+    rows = [*((name, value) for name, value in figures.items() if name != "measures"), *figures["measures"].items()]
     closing = [Section("Episodes", _EPISODES, [rewards_figure([e.reward_max for e in episodes])], video=video)]
     proof = Section(
         "Success", described(figures), [success_figure(results["policies"])], Table(("figure", "value"), rows)

@@ -42,7 +42,8 @@ def figures(run: Run) -> dict[str, Any] | None:
     if not file.exists():
         return None
     held = json.loads(file.read_text())
-    return held["figures"] if held["made from"] == run.identity else None
+    same = held["made from"] == json.loads(json.dumps(run.identity))  # JSON has no tuples
+    return held["figures"] if same else None
 
 
 def keep(run: Run, found: Mapping[str, Any], **more: Any) -> None:

@@ -17,7 +17,7 @@ from poise.cli import main, suite
 from poise.cli.applications import applications_suite
 from poise.cli.collect import collect
 from poise.cli.engines import Pinned
-from poise.cli.runs import figures
+from poise.cli.resumable import figures
 from poise.cli.suite import Case, Effort
 from poise.evaluation.applications_page import overview, verdict, write_applications
 from poise.policies import DiffusionPolicy, Regression

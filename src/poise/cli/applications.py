@@ -16,7 +16,7 @@ from poise.cli.collect import gathered
 from poise.cli.engines import Pinned, Workers
 from poise.cli.evaluate import write_json
 from poise.cli.machine import machine
-from poise.cli.runs import figures, run_missing
+from poise.cli.resumable import figures, run_missing
 from poise.cli.suite import Case, Effort, run
 from poise.data import write
 from poise.evaluation.applications_page import notes, overview, write_applications
@@ -81,7 +81,7 @@ def _data(application: Application, folder: Path | None, workers: Workers) -> Pi
     file = application.file if folder is None else folder / "demonstrations.npz"
     if not file.exists():
         count = application.episodes if folder is None else _SMOKE_DEMONSTRATIONS
-        collected = gathered(application, count, workers=workers)
+        collected = gathered(application, count, workers=Workers() if folder else workers)
         print("\n".join(collected.lines))
         file.parent.mkdir(parents=True, exist_ok=True)
         write(file, joined(application, collected.kept))

@@ -18,7 +18,7 @@ from poise.cli.collect import driven, ended
 from poise.cli.engines import Pinned
 from poise.cli.fitting import Job, fit
 from poise.cli.machine import machine
-from poise.cli.runs import keep, logged
+from poise.cli.resumable import keep, logged
 from poise.data import Episodes
 from poise.data.video import write_video
 from poise.evaluation import Episode, entropy, film, latency, rollout, summary, wilson

@@ -20,9 +20,10 @@ import tyro
 from tqdm import tqdm
 
 from poise.cli.engines import Engine, Pinned, Workers
-from poise.cli.evaluate import Hardware, Output, Trial, evaluate, write_json
+from poise.cli.evaluate import Output, Trial, evaluate, write_json
 from poise.cli.fields import fields, nearest
 from poise.cli.machine import machine
+from poise.cli.running import Hardware
 from poise.cli.train import parse_run, train_recipe
 from poise.evaluation import wilson
 from poise.evaluation.influence import influences

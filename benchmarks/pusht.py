@@ -35,9 +35,9 @@ from poise import (
     load_recipe,
     rollout,
 )
-from poise.cli.evaluate import SAMPLERS
 from poise.cli.fitting import Job, fit
 from poise.cli.machine import machine
+from poise.cli.running import SAMPLERS
 from poise.evaluation import bootstrap, wilson
 from poise.predictions import Prediction
 

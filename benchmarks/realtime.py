@@ -7,8 +7,9 @@ goes on along the plan before. The ensemble asks as often as the delay allows. N
 do not depend on the machine, apart from the milliseconds of a plan for one robot.
 
 Prints a Markdown table (95 % intervals: Wilson's for success, bootstrapped for the means of the rest), then JSON
-(intervals as value, low, high). All rows have the same seeds. The jump is the change of action where a plan is entered,
-the seam the same relative to the change within plans, the jerk that of `poise.evaluation.jerk`.
+(intervals as value, low, high). All rows have the same seeds. The break is how far a new plan, where it is entered,
+is from what the plan before said for the same step; the jump is the change of action there, which holds the robot's
+own motion too; the seam is the jump relative to the change within plans, the jerk that of `poise.evaluation.jerk`.
 """
 
 import argparse
@@ -33,7 +34,14 @@ from poise.watchdog import repeated
 
 MASK = ExponentialMask()
 TIMED = 30  # plans
-COLUMNS = {"success": ".1%", "reward": ".3f", "jump": ".3g", "seam": ".2f", "jerk": ".3g"}  # and their formats
+COLUMNS = {
+    "success": ".1%",
+    "reward": ".3f",
+    "break": ".3g",
+    "jump": ".3g",
+    "seam": ".2f",
+    "jerk": ".3g",
+}  # and their formats
 HEAD = (
     f"| delay | controller | {' | 95 % | '.join(COLUMNS)} | 95 % | held | ms a plan |\n"
     f"|---:|---|{'---:|---|' * len(COLUMNS)}---:|---:|"
@@ -91,9 +99,16 @@ def mean(values: Iterable[float]) -> Interval | None:
 def tried(policy: DiffusionPolicy, recipe: Recipe, seeds: range, row: Row, delay: int) -> dict[str, Any]:
     """One row of the table."""
     made: list[Asynchronous] = []
+    breaks: list[float] = []
+
+    def way(policy: DiffusionPolicy, request: Request) -> NDArray[np.float32]:
+        plans = row.way(policy, request)
+        both = request.left > delay
+        breaks.extend(np.linalg.norm(plans[both, delay] - request.previous[both, delay], axis=1).tolist())
+        return plans
 
     def control(policy: DiffusionPolicy, robots: int) -> Asynchronous:
-        more = {"way": row.way, "execute": row.execute, "decay": row.decay}
+        more = {"way": way, "execute": row.execute, "decay": row.decay}
         made.append(simulated(policy, robots, hold=repeated, delays=(delay,), **more))
         return made[0]
 
@@ -103,6 +118,7 @@ def tried(policy: DiffusionPolicy, recipe: Recipe, seeds: range, row: Row, delay
         "controller": row.name,
         "success": wilson(sum(e.success for e in episodes), len(episodes)),
         "reward": bootstrap([e.reward_max for e in episodes]),
+        "break": mean(breaks),
         "jump": mean(jump(e) for e in episodes),
         "seam": mean(seam_jump(e.actions, e.fresh) for e in episodes),
         "jerk": mean(jerk(e.actions) for e in episodes),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from poise.cli.evaluate import SAMPLERS
+from poise.cli.running import SAMPLERS
 from poise.data import Episodes, Windows
 from poise.nn import MLP, UNet1D
 from poise.policies import DiffusionPolicy, PolicySpec, WarmStart, compiled

@@ -19,7 +19,8 @@ import pytest
 
 from poise.cli import main
 from poise.cli.engines import Engine, Local, Outcome, Pinned, Ray, Workers
-from poise.cli.evaluate import Chunk, Hardware, Sampling
+from poise.cli.evaluate import Chunk
+from poise.cli.running import Hardware, Sampling
 from poise.cli.sweep import sweep
 from poise.policies.saving import FILE
 

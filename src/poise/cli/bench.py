@@ -17,8 +17,9 @@ import tyro
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from poise.cli.evaluate import SAMPLERS, write_json
+from poise.cli.evaluate import write_json
 from poise.cli.machine import machine
+from poise.cli.running import SAMPLERS
 from poise.policies import DiffusionPolicy, compiled, load
 from poise.sampling import Sampler
 

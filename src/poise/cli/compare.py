@@ -13,8 +13,9 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from poise.cli.evaluate import Hardware, task_of, write_json
+from poise.cli.evaluate import task_of, write_json
 from poise.cli.machine import machine, processor
+from poise.cli.running import Hardware
 from poise.evaluation import Interval, Task, rollout
 from poise.evaluation.advice import Advice, Constraints, advise
 from poise.evaluation.compare import Cell, Row, compare, spendable, warm_start

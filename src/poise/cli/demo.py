@@ -12,9 +12,10 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from poise.cli.evaluate import SAMPLERS, described, write_json
+from poise.cli.evaluate import described, write_json
 from poise.cli.fitting import Job, fit
 from poise.cli.machine import machine
+from poise.cli.running import SAMPLERS
 from poise.data import Episodes, Windows
 from poise.data.video import write_video
 from poise.envs import Map, demonstrate

@@ -8,8 +8,8 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from poise.cli.evaluate import Hardware
 from poise.cli.machine import machine
+from poise.cli.running import Hardware
 from poise.data import Windows
 from poise.plain import to_plain
 from poise.policies import DiffusionPolicy, Safety, load

@@ -4,72 +4,25 @@ import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import torch
 import tyro
 from tqdm import tqdm
 
 from poise.cli.engines import Engine, Pinned, Workers
 from poise.cli.machine import machine
+from poise.cli.running import Hardware, Sampling
 from poise.data.video import write_video
 from poise.evaluation import Episode, Task, film, latency, rollout, summary
 from poise.evaluation.plots import rewards_figure, success_figure
 from poise.evaluation.report import Section, Table, write_report
-from poise.plain import concrete
-from poise.policies import DiffusionPolicy, Policy, load
+from poise.policies import load
 from poise.policies.saving import FILE
 from poise.recipe import Recipe, load_recipe
-from poise.sampling import Grid, Sampler
-
-T = TypeVar("T")
-AnyPolicy = TypeVar("AnyPolicy", bound=Policy)
-
-SAMPLERS: dict[str, Sampler] = {name: kind() for name, kind in concrete(Sampler).items()}
-"""Samplers by the names of the command line."""
-
-GRIDS: dict[str, Grid] = {name: kind() for name, kind in concrete(Grid).items()}
-"""Time grids by the names of the command line."""
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How plans are sampled; what is not given is the checkpoint's.
-
-    Attributes:
-        sampler: A class of `poise.sampling`, with its defaults: DDIM, DDPM, DPMSolverPP, UniPC, Heun, Restart, ...
-        grid: UniformTime, UniformLogSNR, KarrasGrid, Quadratic or Trailing.
-        evaluations: Network evaluations a plan; an adaptive sampler decides by itself.
-        temperature: Factor of the noise.
-    """
-
-    sampler: str | None = None
-    grid: str | None = None
-    evaluations: int | None = None
-    temperature: float | None = None
-
-    def of(self, policy: Policy) -> Policy:
-        """The policy under these choices.
-
-        Raises:
-            ValueError: An unknown name, or a policy that does not sample.
-        """
-        if self == Sampling():
-            return policy
-        if not isinstance(policy, DiffusionPolicy):
-            raise ValueError(
-                f"got options of sampling for a {type(policy).__name__}, expected a DiffusionPolicy: leave them out"
-            )
-        return policy.using(
-            _named("sampler", self.sampler, SAMPLERS),
-            _named("grid", self.grid, GRIDS),
-            self.evaluations,
-            self.temperature,
-        )
 
 
 @dataclass(frozen=True)
@@ -85,25 +38,6 @@ class Output:
     json: Path | None = None
     html: Path | None = None
     video: Path | None = None
-
-
-@dataclass(frozen=True)
-class Hardware:
-    """What runs the policy.
-
-    Attributes:
-        device: Where the policy runs, such as cpu or cuda; what is timed is timed there.
-        threads: CPU threads; by default PyTorch's choice.
-    """
-
-    device: str = "cpu"
-    threads: int | None = None
-
-    def take(self, policy: AnyPolicy) -> AnyPolicy:
-        """Set the threads, and bring the policy to the device."""
-        if self.threads:
-            torch.set_num_threads(self.threads)
-        return policy.to(self.device)
 
 
 @dataclass(frozen=True)
@@ -154,12 +88,6 @@ class Chunk:
         task = task_of(load_recipe(self.recipe.checked()) if self.recipe else None, self.environment)
         policy = self.sampling.of(self.hardware.take(load(self.checkpoint.checked())))
         return list(rollout(policy, task, self.seeds))
-
-
-def _named(kind: str, name: str | None, known: Mapping[str, T]) -> T | None:
-    if name is not None and name not in known:
-        raise ValueError(f"got the {kind} {name!r}, expected one of {sorted(known)}")
-    return None if name is None else known[name]
 
 
 def evaluate(
@@ -291,12 +219,8 @@ def write_json(path: Path, results: dict[str, Any]) -> None:
 
 
 __all__ = [
-    "GRIDS",
-    "SAMPLERS",
     "Chunk",
-    "Hardware",
     "Output",
-    "Sampling",
     "Trial",
     "described",
     "evaluate",

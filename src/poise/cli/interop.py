@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from poise.cli.evaluate import Sampling
+from poise.cli.running import Sampling
 from poise.interop.foreign import import_policy as imported
 from poise.interop.lerobot_export import export_lerobot
 from poise.interop.onnx_export import export_onnx

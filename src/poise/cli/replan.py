@@ -7,7 +7,8 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from poise.cli.evaluate import Hardware, Sampling, write_json
+from poise.cli.evaluate import write_json
+from poise.cli.running import Hardware, Sampling
 from poise.data import open_dataset
 from poise.policies import load
 from poise.serving.replanning import Replanned, replan

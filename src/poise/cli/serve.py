@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from poise.cli.evaluate import Hardware, Sampling
+from poise.cli.running import Hardware, Sampling
 from poise.policies import Safety, limited, load_checkpoint
 from poise.serving import Dashboard, Filter, Limits, Observer, Planner, Recording, Server, read_key, run
 

@@ -18,10 +18,11 @@ import numpy as np
 import tyro
 
 from poise.cli.engines import Pinned, Workers
-from poise.cli.evaluate import Hardware, Output, Trial, evaluate, write_json
+from poise.cli.evaluate import Output, Trial, evaluate, write_json
 from poise.cli.fields import fields, nearest
 from poise.cli.machine import machine
 from poise.cli.resumable import figures, keep, logged, run_missing
+from poise.cli.running import Hardware
 from poise.cli.train import parse_run, train_recipe
 from poise.evaluation import wilson
 from poise.evaluation.influence import influences

@@ -7,12 +7,12 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+_FLAGS: Any = mujoco.mjtRndFlag  # pyright: ignore[reportAttributeAccessIssue]
+
 
 @final
 class Cameras:
     """Renders without shadows and multisampling.
-
-    Close it before it is forgotten: what it frees too late may be that of another.
 
     Args:
         model: `mujoco.MjModel`.
@@ -44,7 +44,7 @@ class Cameras:
                     "a screen, apt-get install libosmesa6 and set MUJOCO_GL=osmesa (with a GPU also MUJOCO_GL=egl) "
                     "before Python starts"
                 ) from error
-            for costly in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
+            for costly in (_FLAGS.mjRND_SHADOW, _FLAGS.mjRND_REFLECTION):
                 renderer.scene.flags[costly] = 0
             self._renderers[name] = renderer
 
@@ -62,6 +62,9 @@ class Cameras:
             _, renderer = self._renderers.popitem()
             renderer.render()  # makes its context the current one: MuJoCo frees whatever is in that
             renderer.close()
+
+    def __del__(self) -> None:
+        self.close()
 
 
 __all__ = ["Cameras"]

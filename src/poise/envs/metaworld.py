@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 STEPS: Final = 300  # control steps of an episode by default; the experts need 50 to 120
 
-Observation = dict[str, NDArray[np.float32]]
+Observation = dict[str, NDArray[Any]]
 
 _LONGEST = 500  # control steps, after which metaworld refuses to go on
 _PARTS = {  # of metaworld's flat observation; what lies between 18 and 36 is the previous one
@@ -101,9 +101,11 @@ class MetaWorld(gymnasium.Env[Any, NDArray[np.float32]]):
         self._env._set_task_called = True
         self._env.__dict__.pop("sawyer_observation_space", None)  # cached with the goal hidden, and clips observations
         shapes = {name: (part.stop - part.start,) for name, part in _PARTS.items()}
-        boxes = {n: Box(-np.inf, np.inf, shape) for n, shape in (shapes | dict.fromkeys(_BETWEEN, (3,))).items()}
-        pictures = {name: Box(0, 255, (size, size, 3), np.uint8) for name, size in cameras.items()}
-        self.observation_space = Dict(boxes | pictures)
+        spaces: dict[str, Any] = {
+            n: Box(-np.inf, np.inf, shape) for n, shape in (shapes | dict.fromkeys(_BETWEEN, (3,))).items()
+        }
+        spaces |= {name: Box(0, 255, (size, size, 3), np.uint8) for name, size in cameras.items()}
+        self.observation_space = Dict(spaces)
         self.action_space = Box(-1.0, 1.0, (4,))
         self._eyes = _cameras(self._env.model, cameras)
         self._film = _cameras(self._env.model, {camera: _PICTURE} if render_mode else {})

@@ -56,6 +56,7 @@ class WaypointExpert:
 
     def reset(self, env: Any, seed: int) -> None:
         """Choose a way; see `Expert.reset`."""
+        self.stage = "reach"
         self._way = int(np.random.default_rng([seed, 2]).choice(self._ways))
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
@@ -67,7 +68,7 @@ class WaypointExpert:
 
 def pick_place(seen: Observation, way: int) -> Waypoint:
     """Lift the puck to the goal in the air; way 0 comes from the left (-x), 1 from the right, -1 from above."""
-    side = {-1: 0.0, 0: -0.1, 1: 0.1}[way]
+    side = _choose(way, 0.0, -0.1, 0.1)
     return _fetch(seen, seen["object"], 0.58, side) or Waypoint("carry", _held(seen, seen["object"], seen["goal"]), 1.0)
 
 
@@ -101,7 +102,8 @@ def peg_insert(seen: Observation, way: int) -> Waypoint:
 
 def hammer(seen: Observation, way: int) -> Waypoint:
     """Drive the nail into the wall, along +y; way 0 holds the handle at its end, 1 near the head, -1 in between."""
-    fetch = _fetch(seen, seen["object"] + ({-1: -0.04, 0: -0.09, 1: 0.05}[way], 0.0, 0.0), 0.75)
+    along = _choose(way, -0.04, -0.09, 0.05)
+    fetch = _fetch(seen, seen["object"] + (along, 0.0, 0.0), 0.75)
     if fetch:
         return fetch
     face, nail = seen["object"] + turned(_wxyz(seen), (0.16, 0.07, 0.0)), seen["second"]
@@ -114,7 +116,13 @@ def hammer(seen: Observation, way: int) -> Waypoint:
 def turned(quaternion: NDArray[Any], vector: ArrayLike) -> NDArray[np.float64]:
     """A vector (3,) turned by a quaternion (x, y, z, w)."""
     axis, vector = np.asarray(quaternion[:3], np.float64), np.asarray(vector, np.float64)
-    return vector + 2 * np.cross(axis, np.cross(axis, vector) + quaternion[3] * vector)
+    return vector + 2.0 * np.cross(axis, np.cross(axis, vector) + float(quaternion[3]) * vector).astype(np.float64)
+
+
+def _choose(way: int, plain: float, first: float, second: float) -> float:
+    if way not in (-1, 0, 1):
+        raise ValueError(f"got the way {way}, expected -1, 0 or 1")
+    return {-1: plain, 0: first, 1: second}[way]
 
 
 def _fetch(seen: Observation, at: NDArray[Any], closed: float, side: float = 0.0) -> Waypoint | None:

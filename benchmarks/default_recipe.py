@@ -1,5 +1,6 @@
 """One default recipe, unchanged but for shapes, on Push-T, Navigate and two tasks of Meta-World.
 
+    poise collect pick-place && poise collect assembly
     python benchmarks/default_recipe.py --data pusht_cchi_v7_replay.zarr --minutes 20
 
 Needs the extras `pusht`, `zarr` and `manipulation`. Every policy is `PolicySpec(observations, action)`, trained by
@@ -9,7 +10,6 @@ Trained policies stay in --out and are not trained again.
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import time
 from pathlib import Path
@@ -19,28 +19,19 @@ import torch
 from tqdm import tqdm
 
 from poise import DiffusionPolicy, PolicySpec, Recipe, TrainingSpec, load_checkpoint, load_recipe, rollout, summary
+from poise.applications import find
 from poise.cli.fitting import Job, fit
 from poise.cli.machine import machine
 from poise.evaluation import latency
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-TASKS = ("pusht", "navigate", "pick-place-v3", "assembly-v3")
+TASKS = ("pusht", "navigate", "pick-place", "assembly")
 HEAD = f"{'task':<16}{'success':>9}{'95 % interval':>18}{'reward':>8}{'plan ms':>9}{'steps':>8}{'minutes':>9}"
-
-
-def metaworld(task: str) -> Recipe:
-    """The recipe of a task of Meta-World."""
-    spec = importlib.util.spec_from_file_location("metaworld_recipe", RECIPES / "metaworld.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.make(task)
 
 
 def defaults(name: str, minutes: float | None) -> Recipe:
     """The recipe of a task with the default policy and training; only shapes are kept."""
-    own = load_recipe(RECIPES / f"{name}.py") if (RECIPES / f"{name}.py").exists() else metaworld(name)
+    own = load_recipe(RECIPES / f"{name}.py") if (RECIPES / f"{name}.py").exists() else find(name).recipe()
     policy = PolicySpec(own.policy.observations, own.policy.action)
     return dataclasses.replace(own, policy=policy, training=TrainingSpec(minutes=minutes), padded=None)
 

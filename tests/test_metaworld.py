@@ -1,4 +1,4 @@
-"""Meta-World through Gymnasium: seeds, success, the scripted experts, and what is said where the extra is missing."""
+"""Meta-World through Gymnasium: seeds, success, and what is said where the extra is missing."""
 
 import sys
 
@@ -8,7 +8,8 @@ import pytest
 from gymnasium.error import ResetNeeded
 
 from poise import Episodes, NearestNeighbour, PolicySpec, Task, Windows, rollout
-from poise.envs.metaworld import MetaWorld, collect
+from poise.applications import Driver, find
+from poise.envs.metaworld import MetaWorld
 
 TASK = "pick-place-v3"
 
@@ -16,11 +17,6 @@ TASK = "pick-place-v3"
 @pytest.fixture(scope="module")
 def metaworld():
     return pytest.importorskip("metaworld", reason="the extra manipulation is not installed")
-
-
-@pytest.fixture(scope="module")
-def demonstrated(metaworld):
-    return collect(TASK, 3, seed=7, noise=0.2)
 
 
 def placed(observation) -> np.ndarray:
@@ -51,48 +47,36 @@ def test_slots_of_a_vector_environment_are_single_ones(metaworld):
         assert all(np.array_equal(many[name][slot], one[name]) for name in one)
 
 
-@pytest.mark.filterwarnings("ignore:Constant")  # the expert says that its actions will be clipped
 def test_the_expert_succeeds_when_metaworld_says_so(metaworld):
     """In pick-place, when the object is within 7 cm of the goal."""
-    env, expert = MetaWorld(TASK), metaworld.policies.ENV_POLICY_MAP[TASK]()
+    env, expert = MetaWorld(TASK), find("pick-place").expert()
     observation, _ = env.reset(seed=7)
+    expert.reset(env, 7)
     assert np.abs(observation["goal"]).min() > 0  # which metaworld hides unless it is told otherwise
     ended = False
     while not ended:
-        observation, reward, ended, truncated, info = env.step(expert.get_action(env.raw))
+        observation, reward, ended, truncated, info = env.step(expert.act(observation))
         near = np.linalg.norm(observation["object"] - observation["goal"]) <= 0.07
         assert ended == info["is_success"] == near
         assert 0 <= reward <= 1
         assert not truncated
 
 
-@pytest.mark.filterwarnings("ignore:Constant")
-def test_labels_are_the_experts_actions_without_the_noise(metaworld, demonstrated):
-    policy = metaworld.policies.ENV_POLICY_MAP[TASK]()
-    names = ("hand", "gripper", "object", "object_quaternion", "second", "second_quaternion")
-    now = np.concatenate([demonstrated[name] for name in names], axis=1).astype(np.float64)
-    actions = [policy.get_action(np.concatenate([o, o, g])) for o, g in zip(now, demonstrated["goal"], strict=True)]
-    assert np.allclose(np.clip(actions, -1, 1), demonstrated["action"], atol=1e-5)
-    # 1 cm a step and unit of action: the hand did not go where the labels alone would have sent it
-    quiet = collect(TASK, 3, seed=7)
-    assert quiet["success_rate"] == 1
-    assert not np.array_equal(quiet["hand"][:30], demonstrated["hand"][:30])
-    again = collect(TASK, 3, seed=7, noise=0.2)
-    assert all(np.array_equal(again[name], demonstrated[name]) for name in again)
-
-
 def test_repeating_a_demonstration_succeeds_in_a_rollout_on_its_seed_and_not_on_another(metaworld):
-    data = collect(TASK, 1, seed=50_000)
-    features = {name: data[name] for name in ("hand", "gripper", "object", "goal", "action")}
+    driver = Driver(find("pick-place"), noise=0.0)
+    (demonstration,) = driver.drive([50_000])
+    driver.close()
+    features = {name: demonstration.rows[name] for name in ("hand", "gripper", "object", "goal", "action")}
+    length = len(features["action"])
     spec = PolicySpec({"hand": (3,), "gripper": (1,), "object": (3,), "goal": (3,)}, 4, history=1, horizon=8, execute=8)
-    windows = Windows(Episodes(features, data["episode_ends"]), tuple(spec.observations), 1, 8, 7)
+    windows = Windows(Episodes(features, np.array([length])), tuple(spec.observations), 1, 8, 7)
     policy = NearestNeighbour(spec)
     policy.fit(windows)
     policy.remember(windows)
     task = Task("poise.envs.metaworld:poise/MetaWorld-v0", {"task": TASK, "max_steps": 80})
     same, other = sorted(rollout(policy, task, [50_000, 50_003]), key=lambda episode: episode.seed)
     assert same.success
-    assert len(same.actions) == data["episode_ends"][0]
+    assert len(same.actions) == length
     assert not other.success
     assert len(other.actions) == 80
 
@@ -116,12 +100,6 @@ def test_mistakes_are_told(metaworld):
         MetaWorld("pick-place")
     with pytest.raises(ValueError, match="max_steps=501, expected 1 to 500"):
         MetaWorld(TASK, max_steps=501)
-    with pytest.raises(ValueError, match=r"episodes=0 and noise=0.1, expected at least 1 episode"):
-        collect(TASK, 0, 0, 0.1)
-    with pytest.raises(
-        ValueError, match=r"got 0 successes .* in 5 attempts with noise=20.0, expected 1: lower the noise"
-    ):
-        collect(TASK, 1, 0, 20.0)
 
 
 def test_the_missing_extra_is_named(monkeypatch):

@@ -1,4 +1,4 @@
-"""Tasks of Meta-World (Yu et al. 2019, arXiv 1910.10897), the Sawyer arm on a table, and demonstrations by its experts.
+"""Tasks of Meta-World (Yu et al. 2019, arXiv 1910.10897), the Sawyer arm on a table, with several ways to do some.
 
 Importing this module registers `poise/MetaWorld-v0` with Gymnasium, which needs the extra `manipulation`:
 
@@ -9,8 +9,8 @@ gripper, each within [-1, 1], 80 times a second. What metaworld calls success te
 """
 
 import difflib
-import warnings
-from types import ModuleType
+from collections.abc import Mapping
+from types import MappingProxyType, ModuleType
 from typing import Any, Final, final
 
 import gymnasium
@@ -21,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 
 STEPS: Final = 300  # control steps of an episode by default; the experts need 50 to 120
 
-Observation = dict[str, NDArray[np.float32]]
+Observation = dict[str, NDArray[Any]]
 
 _LONGEST = 500  # control steps, after which metaworld refuses to go on
 _PARTS = {  # of metaworld's flat observation; what lies between 18 and 36 is the previous one
@@ -33,7 +33,13 @@ _PARTS = {  # of metaworld's flat observation; what lies between 18 and 36 is th
     "second_quaternion": slice(14, 18),
     "goal": slice(36, 39),
 }
-_MOST = 5  # attempts for every demonstration that is asked for
+_BETWEEN = {"to_object": ("hand", "object"), "to_goal": ("object", "goal")}
+_BESIDE = 0.07  # m, height of the hand over the puck, below which its fingers are beside it
+_ACROSS = {  # what is inserted: a site of metaworld, and the axes across the insertion
+    "assembly-v3": ("RoundNut", [0, 1]),
+    "peg-insert-side-v3": ("pegHead", [1, 2]),
+}
+_PICTURE = 480  # pixels of `render`
 
 
 @final
@@ -42,14 +48,21 @@ class MetaWorld(gymnasium.Env[Any, NDArray[np.float32]]):
 
     Observations are `hand` (3,) in m, `gripper` (1,) from closed 0 to open 1, `object` (3,) in m and
     `object_quaternion` (4,), `second` (3,) and `second_quaternion` (4,) of a second object, zeros where there is none,
-    and `goal` (3,) in m. The order of a quaternion is metaworld's, which differs between tasks. The reward is
-    metaworld's divided by 10, so that 1 is the most. Infos hold `is_success`. An episode that is over stays as it is,
-    and repeats its last step, until it is reset.
+    `goal` (3,) in m, `to_object` (3,) from the hand and `to_goal` (3,) from the object, and pictures (size, size, 3) of
+    8 bits by the names of the cameras. The order of a quaternion is metaworld's, which differs between tasks. The
+    reward is metaworld's divided by 10, so that 1 is the most. An episode that is over stays as it is, and repeats its
+    last step, until it is reset.
+
+    Infos hold `is_success`; `measures`, which are the `seconds` since the reset and, in assembly-v3 and
+    peg-insert-side-v3, the `precision`: how far in mm the ring or the head of the peg is beside the line along which it
+    is inserted; and, in some tasks, `mode`, the way that was taken, -1 until one is recognised:
+
+    | task | mode 0 | mode 1 | recognised |
+    |---|---|---|---|
+    | pick-place-v3 | from the left, -x | from the right, +x | where the hand first comes down beside the puck |
+    | hammer-v3 | by the end of the handle | near the head | where the hand is along the handle when that first rises |
 
     Seed `s` gives the same episode whatever came before it; a reset without a seed continues the stream.
-
-    Attributes:
-        raw: Metaworld's own observation (39,), which its experts read.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
@@ -59,6 +72,7 @@ class MetaWorld(gymnasium.Env[Any, NDArray[np.float32]]):
         task: str = "pick-place-v3",
         max_steps: int = STEPS,
         camera: str = "corner3",
+        cameras: Mapping[str, int] = MappingProxyType({}),
         render_mode: str | None = None,
     ) -> None:
         """Make the arm and its table.
@@ -67,27 +81,35 @@ class MetaWorld(gymnasium.Env[Any, NDArray[np.float32]]):
             task: Name of a Meta-World task, such as `assembly-v3`.
             max_steps: Control steps after which an episode is truncated.
             camera: Name of the camera of `render`.
+            cameras: Name of a camera that is observed -> height and width of its pictures in pixels.
             render_mode: `"rgb_array"`, or None.
 
         Raises:
             ImportError: The extra `manipulation` is missing.
-            ValueError: No task of that name, or more steps than metaworld allows.
+            ValueError: No task or camera of that name, or more steps than metaworld allows.
+            RuntimeError: There is no renderer on this machine, but there is something to render.
         """
         known = _library().env_dict.ALL_V3_ENVIRONMENTS
         _known_task(task, known)
         if not 1 <= max_steps <= _LONGEST:
             raise ValueError(f"MetaWorld got max_steps={max_steps}, expected 1 to {_LONGEST}, the limit of metaworld")
         self.task, self.max_steps, self.render_mode = task, max_steps, render_mode
-        self._env = known[task](render_mode=render_mode, camera_name=camera)
+        self._env = known[task]()
         self._env.seeded_rand_vec = True  # placements come from the environment's own generator
         self._env._freeze_rand_vec = False  # and anew at every reset: metaworld freezes them unless it is told the task
         self._env._partially_observable = False  # else the goal is zeros
         self._env._set_task_called = True
         self._env.__dict__.pop("sawyer_observation_space", None)  # cached with the goal hidden, and clips observations
         shapes = {name: (part.stop - part.start,) for name, part in _PARTS.items()}
-        self.observation_space = Dict({n: Box(-np.inf, np.inf, shape) for n, shape in shapes.items()})
+        spaces: dict[str, Any] = {
+            n: Box(-np.inf, np.inf, shape) for n, shape in (shapes | dict.fromkeys(_BETWEEN, (3,))).items()
+        }
+        spaces |= {name: Box(0, 255, (size, size, 3), np.uint8) for name, size in cameras.items()}
+        self.observation_space = Dict(spaces)
         self.action_space = Box(-1.0, 1.0, (4,))
-        self._steps, self._last = 0, None
+        self._eyes = _cameras(self._env.model, cameras)
+        self._film = _cameras(self._env.model, {camera: _PICTURE} if render_mode else {})
+        self._steps, self._mode, self._last = 0, -1, None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -96,10 +118,10 @@ class MetaWorld(gymnasium.Env[Any, NDArray[np.float32]]):
         super().reset(seed=seed)
         if seed is not None or self._last is None:
             self._env.seed(int(self.np_random.integers(2**31)) if seed is None else seed)
-        self.raw, _ = self._env.reset()
-        self._steps = 0
-        self._last = self.raw, 0.0, False, False, {"is_success": False}
-        return _parts(self.raw), {"is_success": False}
+        raw, _ = self._env.reset()
+        self._steps, self._mode = 0, -1
+        self._last = self._seen(raw), 0.0, False, False, {"is_success": False}
+        return dict(self._last[0]), dict(self._last[4])
 
     def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
         """Move the hand and the gripper; `action` is (4,), clipped to [-1, 1].
@@ -111,79 +133,70 @@ class MetaWorld(gymnasium.Env[Any, NDArray[np.float32]]):
             raise ResetNeeded("step() was called before reset(): call reset() first.")
         if not (self._last[2] or self._last[3]):
             self._steps += 1
-            self.raw, reward, _, _, told = self._env.step(np.clip(np.asarray(action, np.float64), -1.0, 1.0))
-            success = bool(told["success"])
+            raw, reward, _, _, told = self._env.step(np.clip(np.asarray(action, np.float64), -1.0, 1.0))
+            success, seen = bool(told["success"]), self._seen(raw)
             over = not success and self._steps >= self.max_steps
-            self._last = self.raw, float(reward) / 10, success, over, {"is_success": success}
-        raw, reward, terminated, truncated, info = self._last
-        return _parts(raw), reward, terminated, truncated, dict(info)
+            self._last = seen, float(reward) / 10, success, over, self._told(seen, success)
+        seen, reward, terminated, truncated, info = self._last
+        return dict(seen), reward, terminated, truncated, dict(info)
 
     def render(self) -> NDArray[np.uint8] | None:
         """The picture of the camera (480, 480, 3), or None without a render mode."""
-        return None if self.render_mode is None else self._env.render()
+        return next(iter(self._look(self._film).values()), None)
 
     def close(self) -> None:
         """Free the simulation."""
+        for eyes in (self._eyes, self._film):
+            if eyes:
+                eyes.close()
         self._env.close()
 
+    def _seen(self, raw: NDArray[np.float64]) -> Observation:
+        seen = {name: raw[part].astype(np.float32) for name, part in _PARTS.items()}
+        between = {name: seen[end] - seen[begin] for name, (begin, end) in _BETWEEN.items()}
+        return seen | between | self._look(self._eyes)
 
-def collect(task: str, episodes: int, seed: int, noise: float = 0.0) -> dict[str, NDArray[Any]]:
-    """Demonstrations by metaworld's scripted expert, of which only successful ones are kept.
+    def _look(self, eyes: Any) -> dict[str, NDArray[np.uint8]]:
+        """Pictures, those of metaworld's corner cameras the right way up: they hang upside down."""
+        pictures = eyes.look(self._env.data) if eyes else {}
+        return {name: p[::-1, ::-1].copy() if name.startswith("corner") else p for name, p in pictures.items()}
 
-    Noise disturbs the hand, not the labels, so that the data cover recoveries (DART: Laskey et al. 2017, arXiv
-    1703.09327): the arm executes the expert's clipped action plus noise, the data hold the action without it.
-
-    Args:
-        task: Name of a Meta-World task.
-        episodes: Number of demonstrations.
-        seed: Of the first attempt, and of the noise; the next attempts take the next seeds.
-        noise: Standard deviation of what is added to each of the three components of the hand's motion.
-
-    Returns:
-        Flat float32 arrays of every feature of `MetaWorld` and `action` (T, 4), one demonstration after another; int64
-        `episode_ends` (E,); and `success_rate` (), the share of attempts that succeeded.
-
-    Raises:
-        ImportError: The extra `manipulation` is missing.
-        ValueError: No such task, no episode or negative noise, or an expert that fails nearly always.
-    """
-    if episodes < 1 or noise < 0:
-        raise ValueError(f"collect got {episodes=} and {noise=}, expected at least 1 episode and noise >= 0")
-    env, kept, attempt = MetaWorld(task), [], 0
-    while len(kept) < episodes:
-        if attempt == _MOST * episodes:
-            raise ValueError(
-                f"collect got {len(kept)} successes of the expert of {task!r} in {attempt} attempts with {noise=}, "
-                f"expected {episodes}: lower the noise"
-            )
-        steps = _driven(env, seed + attempt, noise)
-        kept += [steps] if steps else []
-        attempt += 1
-    env.close()
-    flat = [step for steps in kept for step in steps]
-    return {
-        **{name: np.stack([step[name] for step in flat]) for name in flat[0]},
-        "episode_ends": np.cumsum([len(steps) for steps in kept]),
-        "success_rate": np.asarray(len(kept) / attempt),
-    }
+    def _told(self, seen: Observation, success: bool) -> dict[str, Any]:
+        measures = {"seconds": self._steps / self.metadata["render_fps"]}
+        info: dict[str, Any] = {"is_success": success, "measures": measures}
+        if self.task in _ACROSS:
+            site, axes = _ACROSS[self.task]
+            off = self._env.data.site(site).xpos - self._env._target_pos
+            measures["precision"] = 1e3 * float(np.linalg.norm(off[axes]))
+        if self.task in _WAYS:
+            self._mode = _WAYS[self.task](seen) if self._mode == -1 else self._mode
+            info["mode"] = self._mode
+        return info
 
 
-def _driven(env: MetaWorld, seed: int, noise: float) -> list[Observation]:
-    """The steps of one attempt of the expert, none if it failed."""
-    expert, generator = _library().policies.ENV_POLICY_MAP[env.task](), np.random.default_rng(seed)
-    (observation, _), steps, terminated, truncated = env.reset(seed=seed), [], False, False
-    while not (terminated or truncated):
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Constant")  # the expert says that its actions will be clipped
-            action = np.clip(expert.get_action(env.raw), -1.0, 1.0).astype(np.float32)
-        steps.append({**observation, "action": action})
-        disturbance = noise * generator.standard_normal(4) * (1, 1, 1, 0)
-        observation, _, terminated, truncated, _ = env.step(action + disturbance)
-    return steps if terminated else []
+def _side(seen: Observation) -> int:
+    """From where the hand came to the puck, which is on the table still."""
+    x, _, height = -seen["to_object"]
+    return int(x > 0) if height < _BESIDE and seen["object"][2] < 0.03 and 0.03 < abs(x) < 0.15 else -1
 
 
-def _parts(raw: NDArray[np.float64]) -> Observation:
-    return {name: raw[part].astype(np.float32) for name, part in _PARTS.items()}
+def _hold(seen: Observation) -> int:
+    """Where the hand holds the hammer, which is in the air."""
+    along, _, height = -seen["to_object"]
+    held = height < _BESIDE and seen["gripper"][0] < 0.8 and seen["object"][2] > 0.04
+    return int(along > 0) if held and not -0.065 < along < 0.015 else -1
+
+
+_WAYS = {"pick-place-v3": _side, "hammer-v3": _hold}
+
+
+def _cameras(model: Any, sizes: Mapping[str, int]) -> Any:
+    """Cameras of a model, None where there are none: only then is a renderer needed."""
+    if not sizes:
+        return None
+    from poise.envs.cameras import Cameras
+
+    return Cameras(model, sizes)
 
 
 def _known_task(task: str, known: Any) -> None:
@@ -195,7 +208,6 @@ def _known_task(task: str, known: Any) -> None:
 def _library() -> ModuleType:
     try:
         import metaworld
-        import metaworld.policies
     except ImportError as error:
         raise ImportError(
             "tasks of Meta-World need the extra 'manipulation': pip install 'poise[manipulation]'"
@@ -205,4 +217,4 @@ def _library() -> ModuleType:
 
 gymnasium.register(id="poise/MetaWorld-v0", entry_point="poise.envs.metaworld:MetaWorld")
 
-__all__ = ["STEPS", "MetaWorld", "collect"]
+__all__ = ["STEPS", "MetaWorld"]

@@ -30,7 +30,7 @@ LINES, FUNCTION_LINES, PARAMETERS, EXEMPTIONS, CORE_STATEMENTS = 400, 50, 8, 0, 
 EXTRAS = {
     "numcodecs": "data/chunks.py", "imagecodecs": "data/chunks.py", "h5py": "data/hdf5.py", "PIL": "data/images.py",
     "pyarrow": "data/parquet.py", "av": "data/video.py", "huggingface_hub": "interop/hub.py",
-    "timm": "nn/encoders/vision.py", "metaworld": "envs/metaworld.py",
+    "timm": "nn/encoders/vision.py", "metaworld": "envs/metaworld.py", "gymnasium_robotics": "envs/maze.py",
     "accelerate": "training/scale.py", "ray": "cli/engines/cluster.py", "scipy": "policies/couplings.py",
     "tensorboard": "training/trackers/tensorboard.py", "wandb": "training/trackers/weights_and_biases.py",
     "mlflow": "training/trackers/mlflow_runs.py", "trackio": "training/trackers/trackio_runs.py",

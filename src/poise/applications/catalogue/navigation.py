@@ -5,6 +5,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from poise.applications.application import Application
+from poise.envs.experts.maze import MazeExpert
 from poise.envs.experts.navigate import RouteExpert
 from poise.envs.random_maps import RandomMaps
 from poise.evaluation import Task
@@ -50,6 +51,26 @@ navigate_maps = Application(
     episodes=2000,
 )
 
-APPLICATIONS = (navigate, navigate_maps)
 
-__all__ = ["APPLICATIONS", "around", "navigate", "navigate_maps"]
+def _maze(layout: str, episodes: int) -> Application:
+    return Application(
+        name=f"maze-{layout}",
+        about=f"Roll a ball through PointMaze's {layout} maze by one of two ways.",
+        area="navigation",
+        task=Task("poise.envs.maze:poise/Maze-v0", {"layout": layout}, extra="maze", slots=50),
+        features=_MOTION,
+        action=2,
+        rate=10.0,
+        expert=MazeExpert,
+        noise=0.3,
+        shaken=(0, 1),
+        modes={0: "left", 1: "right"},
+        episodes=episodes,
+    )
+
+
+maze_medium, maze_large = _maze("medium", 1000), _maze("large", 2000)
+
+APPLICATIONS = (navigate, navigate_maps, maze_medium, maze_large)
+
+__all__ = ["APPLICATIONS", "around", "maze_large", "maze_medium", "navigate", "navigate_maps"]

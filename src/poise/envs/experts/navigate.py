@@ -163,7 +163,8 @@ class RouteExpert:
 
     def reset(self, env: Navigate, seed: int) -> None:
         """Choose a route and a speed; see `Expert.reset`."""
-        self._driver, self._begun = NavigateExpert(env.map, np.random.default_rng(seed)), False
+        generator = np.random.default_rng([seed, 2])  # another stream than that of the environment
+        self._driver, self._begun = NavigateExpert(env.map, generator), False
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
         """The velocity to command; see `Expert.act`."""

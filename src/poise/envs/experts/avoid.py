@@ -6,8 +6,8 @@ goal. All pairs are rolled out among discs that move on and bounce; a pair costs
 
 $$ J = \overline{|p - g|} + w_c\, \overline{e^{-c / c_0}} + w_u |u_1 - v|^2 + \infty [c < c_{min}], $$
 
-means over the horizon of the distance from the goal `g` and of how narrow the clearance `c` is, and how far the first
-velocity is from the present one. It commands the mean of the first velocities near that of the cheapest pair, weighted
+means over the horizon, until the goal `g` is reached, of the distance from it and of how narrow the clearance `c` is,
+and how far the first velocity is from the present one. It commands the mean of the first velocities near that of the cheapest pair, weighted
 by `exp(-J / \lambda)`, so that commands change smoothly. It has no memory and draws no random numbers: what it does is a
 function of what is observed.
 """
@@ -23,14 +23,15 @@ from poise.envs.avoid import ARENA, Avoid, bounce
 from poise.envs.navigate import advance, approach
 
 SPEED: Final = 0.6  # m/s, the fastest that either of them drives
-HEADINGS: Final = 32  # of the first velocity
-TURNS: Final = 16  # of the second velocity
+HEADINGS: Final = 24  # of the first velocity
+TURNS: Final = 8  # of the second velocity
 FIRST: Final = 4  # pieces of the first motion
-PIECES: Final = 12  # of both motions
+PIECES: Final = 10  # of both motions
 PIECE: Final = 0.2  # s
-MARGIN: Final = 0.02  # m of clearance without which a plan counts as a collision
+MARGIN: Final = 0.03  # m of clearance without which a plan counts as a collision
 CLEAR: Final = 0.05  # m, c_0
-WEIGHTS: Final = 0.6, 0.15  # w_c, w_u
+WEIGHTS: Final = 0.8, 0.15  # w_c, w_u
+ARRIVED: Final = 0.045  # m from the goal at which a plan is over
 NEAR: Final = 0.2  # m/s between first velocities that are averaged
 SOFT: Final = 0.01  # m, lambda
 BLOCKED: Final = 100.0  # m that a collision costs, less where it is later
@@ -58,10 +59,11 @@ class AvoidExpert:
         clearance = (approach(path[:, :, None] - centres) - discs[:, 4]).min(axis=-1)
         walls = np.array([ARENA.half_width, ARENA.half_height]) - np.abs(path[:, 1:])
         clearance = np.minimum(clearance, walls.min(axis=-1)) - ARENA.robot_radius
-        cost = norm(path[:, 1:] - goal, axis=-1).mean(axis=1)
-        cost += WEIGHTS[0] * np.exp(-clearance / CLEAR).clip(max=1).mean(axis=1)
+        arrived = np.logical_or.accumulate(approach((path - goal)[:, :, None])[..., 0] < ARRIVED, axis=1)
+        cost = (norm(path[:, 1:] - goal, axis=-1) * ~arrived).mean(axis=1)
+        cost += WEIGHTS[0] * (np.exp(-clearance / CLEAR).clip(max=1) * ~arrived).mean(axis=1)
         cost += WEIGHTS[1] * ((first - velocity) ** 2).sum(axis=-1)
-        blocked = clearance < MARGIN
+        blocked = (clearance < MARGIN) & ~arrived
         cost += BLOCKED * blocked.any(axis=1) * (1 - blocked.argmax(axis=1) / PIECES)
         best = cost.argmin()
         close = norm(first - first[best], axis=-1) < NEAR
@@ -74,7 +76,7 @@ def _pairs(ahead: Floats) -> tuple[Floats, Floats]:
     direction = np.arctan2(ahead[1], ahead[0])
     speed = SPEED * min(1.0, 0.3 + float(norm(ahead)) / 0.3)
     rest = np.zeros((1, 2))
-    first = np.concatenate([speed * _circle(HEADINGS, direction), speed / 2 * _circle(HEADINGS, direction), rest])
+    first = np.concatenate([speed * _circle(HEADINGS, direction), speed / 2 * _circle(HEADINGS // 2, direction), rest])
     second = np.concatenate([np.full((1, 2), np.nan), SPEED * _circle(TURNS, direction), rest])
     return np.repeat(first, len(second), axis=0), np.tile(second, (len(first), 1))
 

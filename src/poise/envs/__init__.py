@@ -13,7 +13,18 @@ from poise.envs.maps import Map
 from poise.envs.navigate import Navigate
 from poise.envs.random_maps import RandomMaps
 
-__all__ = ["Avoid", "Map", "Navigate", "NavigateExpert", "RandomMaps", "Route", "demonstrate", "draw_frame", "draw_map", "routes"]
+__all__ = [
+    "Avoid",
+    "Map",
+    "Navigate",
+    "NavigateExpert",
+    "RandomMaps",
+    "Route",
+    "demonstrate",
+    "draw_frame",
+    "draw_map",
+    "routes",
+]
 
 gymnasium.register(id="poise/Navigate-v0", vector_entry_point="poise.envs.navigate:Navigate")
 gymnasium.register(id="poise/Avoid-v0", vector_entry_point="poise.envs.avoid:Avoid")

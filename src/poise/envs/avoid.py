@@ -129,9 +129,7 @@ class Avoid(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         active = ~(self._success | self._collision | self._truncated)
         times = DT * np.arange(SUBSTEPS + 1)[:, None] / SUBSTEPS
         path, velocity = advance(self._position[:, None], self._velocity[:, None], command, times)
-        discs, motion = bounce(
-            self._discs[:, None], self._motion[:, None], self._radius[:, None], times[:, None]
-        )
+        discs, motion = bounce(self._discs[:, None], self._motion[:, None], self._radius[:, None], times[:, None])
         gaps = approach(path[:, :, None] - discs) - self._radius[:, None] - ARENA.robot_radius
         walls = (np.abs(path[:, 1:]) > _HALF - ARENA.robot_radius).any(axis=-1)
         hits = (gaps < 0).any(axis=-1) | walls

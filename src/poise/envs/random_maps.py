@@ -16,7 +16,7 @@ REGION: Final = 0.5, 0.45  # m, half the width and height of where their centres
 APART: Final = 0.02  # m between two discs
 FREE: Final = 0.05  # m between the robot and the discs, on every natural route from anywhere in the start region
 
-_ATTEMPTS = 10_000
+_ATTEMPTS = 2000
 
 
 @final

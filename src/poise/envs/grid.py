@@ -76,7 +76,8 @@ class Grid:
         """
         state = (start, (0,) * len(self.rays))
         found: dict[tuple[Cell, Signature], tuple[Cell, ...]] = {state: (start,)}
-        front, ways = [state], {start: [(start,)]}
+        front = [state]
+        ways: dict[Cell, list[tuple[Cell, ...]]] = {start: [(start,)]}
         for state in front:
             way, (cell, counts) = found[state], state
             if len(way) > longest:

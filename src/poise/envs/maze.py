@@ -129,6 +129,7 @@ class Maze(gymnasium.Env[Any, NDArray[np.float32]]):
 
     def _follow(self, velocity: NDArray[np.float64]) -> bool:
         """Whether the goal was reached on the way."""
+        success = False
         for _ in range(SUBSTEPS):
             before = self._env.data.qpos.copy()
             _, _, _, _, told = self._env.step(GAIN * (velocity - self._env.data.qvel))
@@ -136,10 +137,11 @@ class Maze(gymnasium.Env[Any, NDArray[np.float32]]):
             column, row = np.floor((self._env.data.qpos * (1, -1)) + self._half)
             if (int(row), int(column)) != self._way[-1]:
                 self._way.append((int(row), int(column)))
-            if told["success"]:
+            success = bool(told["success"])
+            if success:
                 break
         self._trail.append(self._env.data.qpos.copy())
-        return bool(told["success"])
+        return success
 
     def _recognised(self) -> int:
         """The natural way that passes the walls on the same sides, -1 if neither does."""

@@ -183,7 +183,8 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         distances = approach(path[:, :, None] - self._discs[:, None, :, :2])
         discs = distances < self._discs[:, None, :, 2] + self._world.robot_radius
         limit = np.array([self._world.half_width, self._world.half_height]) - self._world.robot_radius
-        return discs.any(axis=-1) | (np.abs(path[:, 1:]) > limit).any(axis=-1)
+        touched: Bools = discs.any(axis=-1) | (np.abs(path[:, 1:]) > limit).any(axis=-1)
+        return touched
 
     def _note_crossings(self, path: Floats, travelled: NDArray[np.int64]) -> None:
         """Update the bits of the mode along the first `travelled` (N,) pieces of `path`."""
@@ -202,7 +203,7 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         self._truncated |= active & ~success & ~collided & (self._steps >= self.max_episode_steps)
         progress = np.where(success, 1.0, np.clip(1 - distance / self._initial_distance, 0.0, 1.0))
         self._reward = np.where(active, progress, self._reward)
-        for i in np.flatnonzero(active & (self._success | self._collision | self._truncated)):
+        for i in np.flatnonzero(active & (self._success | self._collision | self._truncated)).tolist():
             self._ratio[i] = self._path_over_shortest(i)
 
     def _path_over_shortest(self, i: int) -> float:
@@ -214,7 +215,7 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         state = {"position": self._position, "velocity": self._velocity, "goal": self._goal, "obstacles": self._discs}
         return {name: value.astype(np.float32) for name, value in state.items()}
 
-    def _infos(self) -> dict[str, NDArray[Any]]:
+    def _infos(self) -> dict[str, Any]:
         mode = self._above @ (1 << np.arange(self._world.discs))
         flags = {"is_success": self._success.copy(), "collision": self._collision.copy()}
         return {**flags, "mode": mode.astype(np.int64), "measures": {"path_over_shortest": self._ratio.copy()}}

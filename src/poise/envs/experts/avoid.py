@@ -7,9 +7,9 @@ goal. All pairs are rolled out among discs that move on and bounce; a pair costs
 $$ J = \overline{|p - g|} + w_c\, \overline{e^{-c / c_0}} + w_u |u_1 - v|^2 + \infty [c < c_{min}], $$
 
 means over the horizon, until the goal `g` is reached, of the distance from it and of how narrow the clearance `c` is,
-and how far the first velocity is from the present one. It commands the mean of the first velocities near that of the cheapest pair, weighted
-by `exp(-J / \lambda)`, so that commands change smoothly. It has no memory and draws no random numbers: what it does is a
-function of what is observed.
+and how far the first velocity is from the present one. It commands the mean of the first velocities near that of the cheapest
+pair, weighted by `exp(-J / \lambda)`, so that commands change smoothly. It has no memory and draws no random numbers:
+what it does is a function of what is observed.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from poise.envs.avoid import ARENA, Avoid, bounce
 from poise.envs.navigate import advance, approach
 
-SPEED: Final = 0.6  # m/s, the fastest that either of them drives
+SPEED: Final = 0.6  # m/s, the fastest that the expert drives
 HEADINGS: Final = 24  # of the first velocity
 TURNS: Final = 8  # of the second velocity
 FIRST: Final = 4  # pieces of the first motion
@@ -108,9 +108,9 @@ class PotentialField:
     $$ u = k\, \frac{g - p}{\max(|g - p|, r)}
        + \sum \eta \left(\frac{1}{d} - \frac{1}{d_0}\right) \frac{n}{d^2}, $$
 
-    with `d` the gap to an obstacle and `n` the direction from it, shortened to the fastest speed. It sees where obstacles
-    are and not where they go: that is the method. What it is compared by: the parameters are those with the fewest
-    collisions of a search over 1,000 episodes each.
+    with `d` the gap to an obstacle and `n` the direction from it, shortened to the fastest speed; `r` is 0.1 m. It sees
+    where obstacles are and not where they go: that is the method. Its parameters had the most successes of 108 that were
+    tried on 300 to 400 episodes each, and it may drive faster than the expert.
 
     Args:
         attraction: `k` in m/s.
@@ -122,7 +122,7 @@ class PotentialField:
     stage: str = "cross"
 
     def __init__(
-        self, attraction: float = 0.5, repulsion: float = 0.001, reach: float = 0.2, speed: float = SPEED
+        self, attraction: float = 0.75, repulsion: float = 0.004, reach: float = 0.6, speed: float = 1.0
     ) -> None:
         self.attraction, self.repulsion, self.reach, self.speed = attraction, repulsion, reach, speed
 

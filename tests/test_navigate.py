@@ -40,7 +40,14 @@ def rollout(env: Navigate, actions: Floats, seed: int) -> list[NDArray]:
     records = [*observation.values()]
     for action in actions:
         observation, reward, terminated, truncated, infos = env.step(action)
-        records += [*observation.values(), reward, terminated, truncated, *infos.values()]
+        records += [
+            *observation.values(),
+            reward,
+            terminated,
+            truncated,
+            *infos.pop("measures").values(),
+            *infos.values(),
+        ]
     return records
 
 

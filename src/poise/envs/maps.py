@@ -1,13 +1,40 @@
 """Maps of the navigation task."""
 
 from dataclasses import dataclass
-from typing import Final, final
+from typing import Final, Protocol, final
 
 import numpy as np
 
 GOAL_RADIUS: Final = 0.06  # m
 
 Rectangle = tuple[float, float, float, float]
+
+
+class Maps(Protocol):
+    """Worlds of one size, one of which every episode is on.
+
+    Attributes:
+        half_width: arenas span `[-half_width, half_width]` in x, in metres.
+        half_height: arenas span `[-half_height, half_height]` in y.
+        robot_radius: radius of the robot.
+        discs: number of obstacles of each map.
+    """
+
+    @property
+    def half_width(self) -> float: ...  # noqa: D102
+
+    @property
+    def half_height(self) -> float: ...  # noqa: D102
+
+    @property
+    def robot_radius(self) -> float: ...  # noqa: D102
+
+    @property
+    def discs(self) -> int: ...  # noqa: D102
+
+    def draw(self, generator: np.random.Generator) -> "Map":
+        """The map of an episode, by the random stream of its slot."""
+        ...
 
 
 @final
@@ -56,6 +83,15 @@ class Map:
                 "an episode could be over before it starts. Move them apart."
             )
 
+    @property
+    def discs(self) -> int:
+        """Number of obstacles."""
+        return len(self.obstacles)
+
+    def draw(self, generator: np.random.Generator) -> "Map":
+        """Itself: one map is also a set of maps, and needs no random number."""
+        return self
+
     def _check_region(self, name: str, box: Rectangle) -> None:
         values = np.asarray(box, np.float64)
         limit = np.array([self.half_width, self.half_height]) - self.robot_radius
@@ -77,4 +113,4 @@ class Map:
 THREE_DISCS: Final = Map()
 
 
-__all__ = ["GOAL_RADIUS", "THREE_DISCS", "Map"]
+__all__ = ["GOAL_RADIUS", "THREE_DISCS", "Map", "Maps"]

@@ -13,7 +13,6 @@ obstacle `k` when its x last crossed the x of the obstacle's centre, and 0 if it
 from typing import Any, Final, final
 
 import numpy as np
-from gymnasium.error import ResetNeeded
 from gymnasium.spaces import Box, Dict
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -21,7 +20,9 @@ from numpy.linalg import norm
 from numpy.typing import ArrayLike, NDArray
 
 from poise.envs.drawing import draw_frame
-from poise.envs.maps import GOAL_RADIUS, THREE_DISCS, Map
+from poise.envs.maps import GOAL_RADIUS, THREE_DISCS, Map, Maps
+from poise.envs.shortest import shortest
+from poise.envs.slots import check_arguments, reset_rows, seed_list, velocities
 
 DT: Final = 0.1  # s, one control step
 TAU: Final = 0.2  # s, lag of the robot behind its command
@@ -45,6 +46,14 @@ def advance(position: Floats, velocity: Floats, command: Floats, duration: float
     return position + command * duration + lag * TAU * (1 - decay), command + lag * decay
 
 
+def approach(relative: Floats) -> Floats:
+    """Least distance from the origin along every straight piece of paths, (..., S + 1, K, 2) -> (..., S, K)."""
+    begin, piece = relative[..., :-1, :, :], np.diff(relative, axis=-3)
+    squared = np.maximum((piece * piece).sum(axis=-1), np.finfo(np.float64).tiny)
+    along = np.clip(-(begin * piece).sum(axis=-1) / squared, 0.0, 1.0)
+    return norm(begin + along[..., None] * piece, axis=-1)
+
+
 @final
 class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
     """Drive point robots from the left of a map to a goal on the right, at 10 Hz.
@@ -53,7 +62,8 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
     (N, 2) and `obstacles` (N, K, 3). Being within 0.06 m of the goal at the end of a step is success and terminates;
     so does touching an obstacle or a wall, where the robot stops; `max_episode_steps` truncates. The reward of a step
     is `clip(1 - distance / initial distance, 0, 1)`, and exactly 1 on success. Infos hold `is_success` (N,),
-    `collision` (N,) and `mode` (N,), the route as the module describes it.
+    `collision` (N,), `mode` (N,), the route as the module describes it, and among `measures` `path_over_shortest` (N,):
+    once an episode is over, the way that was gone and the shortest that is left, over the shortest from the start.
 
     Nothing is reset by itself. A finished environment stays as it is, and repeats its last observation, reward and
     flags, until `reset(options={"reset_mask": mask})` names it. Every environment owns its random stream: seed `s`
@@ -67,26 +77,24 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
     }
 
     def __init__(
-        self, num_envs: int = 1, map: Map = THREE_DISCS, max_episode_steps: int = 80, render_mode: str | None = None
+        self, num_envs: int = 1, map: Maps = THREE_DISCS, max_episode_steps: int = 80, render_mode: str | None = None
     ) -> None:
-        """Make `num_envs` robots, each alone on its own copy of the map.
+        """Make `num_envs` robots, each alone on a map of its own.
 
         Args:
             num_envs: number of environments N.
-            map: the world, the same for all.
+            map: the world, the same for all; or maps such as `RandomMaps`, of which every seed has its own.
             max_episode_steps: control steps (of 0.1 s) after which an episode is truncated.
             render_mode: `"rgb_array"`, or None.
         """
-        if num_envs < 1 or max_episode_steps < 1:
-            raise ValueError(f"Got {num_envs=} and {max_episode_steps=}; expected both to be at least 1.")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode is {render_mode!r}; expected 'rgb_array' or None.")
+        check_arguments(num_envs, max_episode_steps, render_mode)
         self.num_envs, self.max_episode_steps = num_envs, max_episode_steps
-        self.map, self.render_mode = map, render_mode
-        self._discs = np.array(map.obstacles, np.float64).reshape(-1, 3)
+        self.render_mode, self._world = render_mode, map
+        self._maps = [map.draw(np.random.default_rng(0))] * num_envs
+        self._discs = np.zeros((num_envs, map.discs, 3))
         arena = np.array([map.half_width, map.half_height], np.float32)
         lows, highs = np.broadcast_to(
-            np.array([[*-arena, 0], [*arena, np.inf]], np.float32)[:, None], (2, *self._discs.shape)
+            np.array([[*-arena, 0], [*arena, np.inf]], np.float32)[:, None], (2, map.discs, 3)
         )
         place, velocity, obstacles = Box(-arena, arena), Box(-1, 1, (2,)), Box(lows, highs)
         self.single_observation_space = Dict(position=place, velocity=velocity, goal=place, obstacles=obstacles)
@@ -95,11 +103,16 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         self.action_space = batch_space(self.single_action_space, num_envs)
         self._generators: dict[int, np.random.Generator] = {}
         self._position, self._velocity, self._goal = np.zeros((3, num_envs, 2))
-        self._initial_distance, self._reward = np.zeros((2, num_envs))
+        self._initial_distance, self._reward, self._ratio = np.zeros((3, num_envs))
         self._success, self._collision, self._truncated = np.zeros((3, num_envs), bool)
-        self._above = np.zeros((num_envs, len(self._discs)), bool)
+        self._above = np.zeros((num_envs, map.discs), bool)
         self._steps = np.zeros(num_envs, np.int64)
         self._trail = np.zeros((num_envs, max_episode_steps + 1, 2))
+
+    @property
+    def map(self) -> Map:
+        """The map of the first slot: that of all, where there is one."""
+        return self._maps[0]
 
     def reset(
         self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
@@ -115,19 +128,22 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         Returns:
             Observations and infos of all environments, also of those that were not reset.
         """
-        seeds = self._seeds(seed)
-        rows = np.flatnonzero(self._reset_mask(options)).tolist()
+        seeds = seed_list(seed, self.num_envs)
+        rows = reset_rows(options, self.num_envs)
         for i in rows:
             if seeds[i] is not None or i not in self._generators:
                 self._generators[i] = np.random.default_rng(seeds[i])
+            self._maps[i] = self._world.draw(self._generators[i])
+            self._discs[i] = np.reshape(self._maps[i].obstacles, (-1, 3))
         unit = np.array([self._generators[i].random((2, 2)) for i in rows])
-        low, high = np.reshape([self.map.start, self.map.goal], (2, 2, 2)).swapaxes(0, 1)
+        boxes = np.reshape([(self._maps[i].start, self._maps[i].goal) for i in rows], (-1, 2, 2, 2))
+        low, high = boxes[:, :, 0], boxes[:, :, 1]
         drawn = dict(zip(("position", "goal"), (low + (high - low) * unit).swapaxes(0, 1), strict=True))
         self._position[rows], self._goal[rows] = ((options or {}).get(name, places) for name, places in drawn.items())
         self._initial_distance[rows] = norm(self._goal[rows] - self._position[rows], axis=-1)
         self._trail[rows, 0] = self._position[rows]
         flags = self._success, self._collision, self._truncated, self._above
-        for array in (self._velocity, self._reward, self._steps, *flags):
+        for array in (self._velocity, self._reward, self._ratio, self._steps, *flags):
             array[rows] = 0
         return self._observe(), self._infos()
 
@@ -137,7 +153,7 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         Returns:
             Observations, rewards (N,), terminations (N,), truncations (N,) and infos.
         """
-        command = self._command(actions)[:, None]
+        command = velocities(actions, self._initial_distance > 0)[:, None]
         active = ~(self._success | self._collision | self._truncated)
         times = DT * np.arange(SUBSTEPS + 1)[:, None] / SUBSTEPS
         path, velocity = advance(self._position[:, None], self._velocity[:, None], command, times)
@@ -159,56 +175,21 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         """Draw every environment: N images (256, W, 3), or None without a render mode."""
         if self.render_mode is None:
             return None
-        rows = zip(self._position, self._goal, self._trail, self._steps, strict=True)
-        return tuple(draw_frame(self.map, place, goal, trail[: steps + 1]) for place, goal, trail, steps in rows)
-
-    def _seeds(self, seed: int | list[int | None] | None) -> list[int | None]:
-        if seed is None:
-            return [None] * self.num_envs
-        if isinstance(seed, int | np.integer):
-            return [int(seed) + i for i in range(self.num_envs)]
-        if len(seed) != self.num_envs:
-            raise ValueError(f"Got {len(seed)} seeds; expected an int or a list of num_envs = {self.num_envs} entries.")
-        return list(seed)
-
-    def _reset_mask(self, options: dict[str, Any] | None) -> Bools:
-        mask = (options or {}).get("reset_mask", np.ones(self.num_envs, bool))
-        if not isinstance(mask, np.ndarray) or mask.dtype != np.bool_:
-            raise TypeError(f"options['reset_mask'] is {mask!r}; expected a bool array like `terminated | truncated`.")
-        if mask.shape != (self.num_envs,) or not mask.any():
-            raise ValueError(
-                f"options['reset_mask'] has shape {mask.shape} and {mask.sum()} True; expected ({self.num_envs},) and "
-                "some True. Skip the reset when there is nothing to reset."
-            )
-        return mask
-
-    def _command(self, actions: ArrayLike) -> Floats:
-        command = np.asarray(actions, np.float64)
-        if command.shape != (self.num_envs, 2):
-            raise ValueError(
-                f"actions have shape {command.shape}; expected ({self.num_envs}, 2), a velocity in m/s each."
-            )
-        if not np.isfinite(command).all():
-            bad = np.flatnonzero(~np.isfinite(command).all(axis=1)).tolist()
-            raise ValueError(f"actions of environments {bad} are not finite; expected velocities in [-1, 1] m/s.")
-        if not self._initial_distance.all():
-            raise ResetNeeded("step() was called before every environment was reset; call reset() first.")
-        return np.clip(command, -1.0, 1.0)
+        rows = zip(self._maps, self._position, self._goal, self._trail, self._steps, strict=True)
+        return tuple(draw_frame(map, place, goal, trail[: steps + 1]) for map, place, goal, trail, steps in rows)
 
     def _hits(self, path: Floats) -> Bools:
         """Whether each straight piece of `path` (N, S + 1, 2) touches a disc or a wall, (N, S)."""
-        begin, piece = path[:, :-1, None], np.diff(path, axis=1)[:, :, None]
-        squared = np.maximum((piece * piece).sum(axis=-1), np.finfo(np.float64).tiny)
-        along = np.clip(((self._discs[:, :2] - begin) * piece).sum(axis=-1) / squared, 0.0, 1.0)
-        nearest = begin + along[..., None] * piece
-        discs = norm(self._discs[:, :2] - nearest, axis=-1) < self._discs[:, 2] + self.map.robot_radius
-        limit = np.array([self.map.half_width, self.map.half_height]) - self.map.robot_radius
-        return discs.any(axis=-1) | (np.abs(path[:, 1:]) > limit).any(axis=-1)
+        distances = approach(path[:, :, None] - self._discs[:, None, :, :2])
+        discs = distances < self._discs[:, None, :, 2] + self._world.robot_radius
+        limit = np.array([self._world.half_width, self._world.half_height]) - self._world.robot_radius
+        touched: Bools = discs.any(axis=-1) | (np.abs(path[:, 1:]) > limit).any(axis=-1)
+        return touched
 
     def _note_crossings(self, path: Floats, travelled: NDArray[np.int64]) -> None:
         """Update the bits of the mode along the first `travelled` (N,) pieces of `path`."""
-        right = path[..., None, 0] >= self._discs[:, 0]
-        above = path[..., None, 1] > self._discs[:, 1]
+        right = path[..., None, 0] >= self._discs[:, None, :, 0]
+        above = path[..., None, 1] > self._discs[:, None, :, 1]
         crossed = (right[:, 1:] != right[:, :-1]) & (np.arange(SUBSTEPS) < travelled[:, None])[..., None]
         for k in range(SUBSTEPS):
             self._above = np.where(crossed[:, k], above[:, k + 1], self._above)
@@ -222,15 +203,22 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         self._truncated |= active & ~success & ~collided & (self._steps >= self.max_episode_steps)
         progress = np.where(success, 1.0, np.clip(1 - distance / self._initial_distance, 0.0, 1.0))
         self._reward = np.where(active, progress, self._reward)
+        for i in np.flatnonzero(active & (self._success | self._collision | self._truncated)).tolist():
+            self._ratio[i] = self._path_over_shortest(i)
+
+    def _path_over_shortest(self, i: int) -> float:
+        trail, map, goal = self._trail[i, : self._steps[i] + 1], self._maps[i], self._goal[i]
+        gone = norm(np.diff(trail, axis=0), axis=-1).sum()
+        return (gone + shortest(map, trail[-1], goal)) / shortest(map, trail[0], goal)
 
     def _observe(self) -> Observation:
-        obstacles = np.broadcast_to(self._discs, (self.num_envs, *self._discs.shape))
-        state = {"position": self._position, "velocity": self._velocity, "goal": self._goal, "obstacles": obstacles}
+        state = {"position": self._position, "velocity": self._velocity, "goal": self._goal, "obstacles": self._discs}
         return {name: value.astype(np.float32) for name, value in state.items()}
 
-    def _infos(self) -> dict[str, NDArray[Any]]:
-        mode = self._above @ (1 << np.arange(len(self._discs)))
-        return {"is_success": self._success.copy(), "collision": self._collision.copy(), "mode": mode.astype(np.int64)}
+    def _infos(self) -> dict[str, Any]:
+        mode = self._above @ (1 << np.arange(self._world.discs))
+        flags = {"is_success": self._success.copy(), "collision": self._collision.copy()}
+        return {**flags, "mode": mode.astype(np.int64), "measures": {"path_over_shortest": self._ratio.copy()}}
 
 
-__all__ = ["DT", "TAU", "Navigate", "advance"]
+__all__ = ["DT", "SUBSTEPS", "TAU", "Navigate", "advance", "approach"]

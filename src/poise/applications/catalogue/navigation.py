@@ -1,15 +1,32 @@
 """Navigation: a robot that goes to its goal where several ways are equally good."""
 
+from typing import Any
+
+from numpy.typing import NDArray
+
 from poise.applications.application import Application
+from poise.envs.experts.maze import MazeExpert
 from poise.envs.experts.navigate import RouteExpert
+from poise.envs.random_maps import RandomMaps
 from poise.evaluation import Task
+
+_MOTION = {"position": (2,), "velocity": (2,), "goal": (2,)}
+_SIDES = "below", "above"
+
+
+def around(observation: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Obstacles as they lie around the robot: (x, y) from it and radius, flat, from the leftmost disc to the last."""
+    discs = observation["obstacles"].copy()
+    discs[..., :2] -= observation["position"][:, None]
+    return {**observation, "obstacles": discs.reshape(len(discs), -1)}
+
 
 navigate = Application(
     name="navigate",
     about="Drive past three discs by one of four equally good routes.",
     area="navigation",
     task=Task("poise.envs:poise/Navigate-v0", slots=200),
-    features={"position": (2,), "velocity": (2,), "goal": (2,)},
+    features=_MOTION,
     action=2,
     rate=10.0,
     expert=RouteExpert,
@@ -19,6 +36,41 @@ navigate = Application(
     episodes=1000,
 )
 
-APPLICATIONS = (navigate,)
+navigate_maps = Application(
+    name="navigate-maps",
+    about="Drive past three discs that stand elsewhere in every episode, so that policies are tried on unseen maps.",
+    area="navigation",
+    task=Task("poise.envs:poise/Navigate-v0", {"map": RandomMaps()}, around, slots=200),
+    features={**_MOTION, "obstacles": (9,)},
+    action=2,
+    rate=10.0,
+    expert=RouteExpert,
+    noise=0.1,
+    shaken=(0, 1),
+    modes={mode: ", ".join(_SIDES[mode >> disc & 1] for disc in range(3)) for mode in range(8)},
+    episodes=2000,
+)
 
-__all__ = ["APPLICATIONS", "navigate"]
+
+def _maze(layout: str, episodes: int) -> Application:
+    return Application(
+        name=f"maze-{layout}",
+        about=f"Roll a ball through PointMaze's {layout} maze by one of two ways.",
+        area="navigation",
+        task=Task("poise.envs.maze:poise/Maze-v0", {"layout": layout}, extra="maze", slots=50),
+        features=_MOTION,
+        action=2,
+        rate=10.0,
+        expert=MazeExpert,
+        noise=0.3,
+        shaken=(0, 1),
+        modes={0: "left", 1: "right"},
+        episodes=episodes,
+    )
+
+
+maze_medium, maze_large = _maze("medium", 1000), _maze("large", 2000)
+
+APPLICATIONS = (navigate, navigate_maps, maze_medium, maze_large)
+
+__all__ = ["APPLICATIONS", "around", "maze_large", "maze_medium", "navigate", "navigate_maps"]

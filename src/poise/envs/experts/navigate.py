@@ -122,7 +122,7 @@ class NavigateExpert:
         self._speed[rows] = SPEED * (1 + SPEED_SPREAD * self._generator.uniform(-1, 1, len(rows)))
         knots = np.array([route.knots for route in self.routes]).reshape(len(self.routes), -1, 2)[choice]
         ends = observation["position"][rows, None], observation["goal"][rows, None]
-        self._path[rows] = _curve(np.concatenate([ends[0], knots, ends[1]], axis=1).astype(np.float64))
+        self._path[rows] = curve(np.concatenate([ends[0], knots, ends[1]], axis=1).astype(np.float64))
         self._place[rows] = 0
         pieces = np.linalg.norm(np.diff(self._path, axis=1), axis=-1)
         self._length = np.pad(np.cumsum(pieces, axis=1), ((0, 0), (1, 0)))
@@ -163,7 +163,8 @@ class RouteExpert:
 
     def reset(self, env: Navigate, seed: int) -> None:
         """Choose a route and a speed; see `Expert.reset`."""
-        self._driver, self._begun = NavigateExpert(env.map, np.random.default_rng(seed)), False
+        generator = np.random.default_rng([seed, 2])  # another stream than that of the environment
+        self._driver, self._begun = NavigateExpert(env.map, generator), False
 
     def act(self, observation: Observation) -> NDArray[np.float32]:
         """The velocity to command; see `Expert.act`."""
@@ -258,7 +259,7 @@ def _gaps(map: Map, column: list[int]) -> list[tuple[int, tuple[tuple[float, flo
     return gaps
 
 
-def _curve(knots: Floats) -> Floats:
+def curve(knots: Floats) -> Floats:
     """The path (N, P, 2) through knots (N, K, 2), level at each of them."""
     r = np.linspace(0.0, 1.0, PIECE, endpoint=False)
     rise = np.stack([r, 3 * r**2 - 2 * r**3], axis=-1)
@@ -266,4 +267,4 @@ def _curve(knots: Floats) -> Floats:
     return np.concatenate([points.reshape(len(knots), -1, 2), knots[:, -1:]], axis=1)
 
 
-__all__ = ["NavigateExpert", "Route", "RouteExpert", "demonstrate", "routes"]
+__all__ = ["NavigateExpert", "Route", "RouteExpert", "curve", "demonstrate", "routes"]

@@ -22,7 +22,6 @@ STEPS: Final = 300  # control steps of an episode at most; the expert needs 90 t
 UNIT: Final = 0.015  # m that a tool's target moves for an action of 1
 LEASH: Final = 0.04  # m from the tool that its target may be
 ZONE: Final = 0.06  # m: a cube that stands still at a smaller x is offered
-STILL: Final = 0.02  # m/s
 APART: Final = 0.08  # m between the tools, of a handover that is done
 DONE: Final = 5  # control steps that the receiver must hold the cube alone
 LOW: Final = (-0.25, 0.3, 0.1)  # m, corners of where the tools may be told to go
@@ -38,6 +37,7 @@ _JOINT, _CUBE = "red_box_joint", "red_box"
 _ROLLS = {"left": np.pi / 2, "right": 0.0}
 _START = {"left": (-0.2, 0.5, 0.3), "right": (0.18, 0.5, 0.3)}  # m, of the tools
 _SPREAD = (0.02, 0.06, 0.05)  # m to either side
+_COMMANDED = 0.02  # of an action, above which the partner is told to move
 _SETTLING = 12  # control steps in which the partner closes its gripper on the cube
 
 
@@ -62,9 +62,9 @@ class Handover(gymnasium.Env[Observation, NDArray[np.float32]]):
     `is_success`, `collision`, whether the arms have touched each other, and `measures`:
 
     - `response_s`: from the moment the offer stood still, for the last time before it was taken, to the end;
-    - `offers`: how often the cube came to stand still within reach; more than 1 where the partner withdrew;
-    - `clearance_mm`: least distance of the receiver's tool to the cube while that moved or was out of reach, before
-      the receiver touched it;
+    - `offers`: how often the cube was brought within reach and held still; more than 1 where the partner withdrew;
+    - `clearance_mm`: least distance of the receiver's tool to the cube while the partner moved it or held it out of
+      reach, before the receiver touched it;
     - `premature`: how often the receiver began to close its gripper meanwhile.
 
     An episode that is over stays as it is until it is reset. Seed `s` gives the same episode whatever came before it.
@@ -121,7 +121,7 @@ class Handover(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._still_since: int | None = None
         self._clearance, self._closing, self._taken, self._collision = np.inf, False, False, False
         self._places = self._moving()
-        self._measure(False)
+        self._measure(False, False)
         self._last = self._observation(), 0.0, False, False, self._infos(False)
         return self._last[0], self._last[4]
 
@@ -164,7 +164,7 @@ class Handover(gymnasium.Env[Observation, NDArray[np.float32]]):
         self._places = self._moving()
         simulation.step(*self._told({"left": (1 - action[3]) / 2, "right": (1 - action[7]) / 2}))
         self._steps += 1
-        self._measure(action[3] > 0)
+        self._measure(action[3] > 0, bool(np.abs(action[4:7]).max() > _COMMANDED))
         apart = np.linalg.norm(simulation.tool("left") - simulation.tool("right")) > APART
         alone = self.held("left") and not any(simulation.touches("right", _CUBE)) and apart
         self._held = self._held + 1 if alone else 0
@@ -184,7 +184,7 @@ class Handover(gymnasium.Env[Observation, NDArray[np.float32]]):
     def _velocity(self, name: str) -> NDArray[np.float64]:
         return RATE * (self._moving()[name] - self._places[name])
 
-    def _measure(self, closing: bool) -> None:
+    def _measure(self, closing: bool, moving: bool) -> None:
         """Keep count of what the measures tell."""
         simulation = self.simulation
         self._collision |= simulation.collides()
@@ -192,7 +192,7 @@ class Handover(gymnasium.Env[Observation, NDArray[np.float32]]):
         begun, self._closing = closing and not self._closing, closing
         if self._taken:
             return
-        if np.linalg.norm(self._velocity("partner")) < STILL and self.cube[0] < ZONE:
+        if not moving and self.cube[0] < ZONE:
             if self._still_since is None:
                 self._still_since, self._offers = self._steps, self._offers + 1
             return
@@ -241,7 +241,6 @@ __all__ = [
     "LOW",
     "RATE",
     "STEPS",
-    "STILL",
     "UNIT",
     "ZONE",
     "Handover",

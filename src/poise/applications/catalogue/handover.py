@@ -18,7 +18,7 @@ handover = Application(
     action=4,
     rate=20.0,
     expert=HandoverExpert,
-    noise=0.3,
+    noise=0.2,
     shaken=(0, 1, 2),
     episodes=150,
 )

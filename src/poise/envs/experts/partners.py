@@ -14,8 +14,10 @@ PAUSES: Final = (0.09, 0.12)  # m, x of the tool where it stops half-way, out of
 DELAY: Final = (0.0, 1.0)  # s before it moves
 SPEED: Final = (0.1, 0.22)  # m/s
 DURATION: Final = (0.5, 1.5)  # s, of a pause, and of a withdrawal once it is back
-PATIENCE: Final = (0.2, 0.8)  # s that an offer stands before it is withdrawn
+PATIENCE: Final = (0.1, 0.5)  # s that an offer stands before it is withdrawn
 BACK: Final = 0.1  # m that it is withdrawn by, in x
+CLOSE: Final = 0.05  # m from the cube where the receiver may have it, whatever the partner was about
+FIRM: Final = 0.016  # m from the cube where the receiver can hold it firmly
 FEELING: Final = (0.15, 0.4)  # s that the receiver must hold the cube before it is let go
 _LAG = 0.012  # m that the tool stays behind its target, at most, when it stands
 
@@ -25,7 +27,7 @@ class HandoverPartner:
     """Brings the cube to a random place, at a random time and speed, and lets go once the receiver holds it.
 
     In half of the episodes it hesitates: it stops half-way for a while, or withdraws its offer once, unless the receiver
-    is holding the cube by then. An `Expert` for the right arm of `Handover`.
+    is at the cube by then. An `Expert` for the right arm of `Handover`.
 
     Attributes:
         stage: `wait`, `bring`, `pause`, `offer`, `withdraw`, `away` or `release`.
@@ -51,7 +53,9 @@ class HandoverPartner:
 
     def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """Displacement and gripper; see `Expert.act`. What is not observed it reads from the environment."""
-        self._felt = self._felt + 1 if self._env.held("left") else 0
+        receiver = float(np.linalg.norm(self._env.simulation.tool("left") - self._env.cube))
+        self._felt = self._felt + 1 if self._env.held("left") and receiver < FIRM else 0
+        self._close = receiver < CLOSE
         self._since += 1
         following = self._next()
         if following != self.stage:
@@ -68,12 +72,17 @@ class HandoverPartner:
         there = np.linalg.norm(self._tool() - self.offer) < _LAG
         if self._felt >= self._feeling or self.stage == "release":
             return "release"
-        if self.stage == "bring" and self.hesitation == "pause" and self._hesitates and self._tool()[0] < self._pause_at:
+        if (
+            self.stage == "bring"
+            and self.hesitation == "pause"
+            and self._hesitates
+            and self._tool()[0] < self._pause_at
+        ):
             self._hesitates = False
             return "pause"
         if self.stage == "offer" and self.hesitation == "withdraw" and self._hesitates and self._since > self._patience:
-            self._hesitates = self._felt > 0  # who holds the cube may have it
-            return "offer" if self._felt else "withdraw"
+            self._hesitates = False
+            return "offer" if self._close else "withdraw"
         changes = {
             "wait": (self._since > self._delay, "bring"),
             "bring": (there, "offer"),
@@ -90,9 +99,11 @@ class HandoverPartner:
 
 __all__ = [
     "BACK",
+    "CLOSE",
     "DELAY",
     "DURATION",
     "FEELING",
+    "FIRM",
     "HESITATIONS",
     "OFFERS",
     "PATIENCE",

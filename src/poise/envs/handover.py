@@ -42,7 +42,7 @@ _SETTLING = 12  # control steps in which the partner closes its gripper on the c
 
 
 @final
-class Handover(gymnasium.Env[Observation, NDArray[np.float32]]):
+class Handover(gymnasium.Env[Any, NDArray[np.float32]]):
     """Two arms at a table; the right one holds a cube of 4 cm, and the left one is to have it.
 
     An action is `(8,)` within [-1, 1], four numbers an arm, left before right: a displacement of the target of the

@@ -26,8 +26,8 @@ _LAG = 0.012  # m that the tool stays behind its target, at most, when it stands
 class HandoverPartner:
     """Brings the cube to a random place, at a random time and speed, and lets go once the receiver holds it.
 
-    In half of the episodes it hesitates: it stops half-way for a while, or withdraws its offer once, unless the receiver
-    is at the cube by then. An `Expert` for the right arm of `Handover`.
+    In half of the episodes it hesitates: it stops half-way for a while, or withdraws its offer once, unless the
+    receiver is at the cube by then. An `Expert` for the right arm of `Handover`.
 
     Attributes:
         stage: `wait`, `bring`, `pause`, `offer`, `withdraw`, `away` or `release`.

@@ -5,6 +5,8 @@ right arm is a scripted `HandoverPartner`, and a policy drives the left one, the
 actions of both.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, Final, final
 
 import gymnasium
@@ -14,6 +16,7 @@ from gymnasium.spaces import Box, Dict
 from numpy.typing import ArrayLike, NDArray
 
 from poise.envs.aloha import Aloha, pointing
+from poise.envs.cameras import Cameras
 from poise.envs.experts.partners import HandoverPartner
 from poise.envs.partner import Partnered
 
@@ -38,6 +41,7 @@ _ROLLS = {"left": np.pi / 2, "right": 0.0}
 _START = {"left": (-0.2, 0.5, 0.3), "right": (0.18, 0.5, 0.3)}  # m, of the tools
 _SPREAD = (0.02, 0.06, 0.05)  # m to either side
 _COMMANDED = 0.02  # of an action, above which the partner is told to move
+_PICTURE = 480  # pixels of a side
 _SETTLING = 12  # control steps in which the partner closes its gripper on the cube
 
 
@@ -78,7 +82,7 @@ class Handover(gymnasium.Env[Any, NDArray[np.float32]]):
     def __init__(
         self,
         max_steps: int = STEPS,
-        cameras: dict[str, tuple[int, int]] | None = None,
+        cameras: Mapping[str, int] = MappingProxyType({}),
         camera: str = "angle",
         render_mode: str | None = None,
     ) -> None:
@@ -86,23 +90,25 @@ class Handover(gymnasium.Env[Any, NDArray[np.float32]]):
 
         Args:
             max_steps: Control steps after which an episode is truncated.
-            cameras: Name of a camera of the scene -> height and width of its pictures in observations.
+            cameras: Name of a camera of the scene that is observed -> height and width of its pictures in pixels.
             camera: Name of the camera of `render`.
             render_mode: `"rgb_array"`, or None.
 
         Raises:
             ImportError: The extra `manipulation` is missing.
-            ValueError: No step at all.
+            RuntimeError: Pictures are asked for where MuJoCo cannot draw.
+            ValueError: No step at all, or no camera of that name.
         """
         if max_steps < 1:
             raise ValueError(f"Handover got max_steps={max_steps}, expected at least 1")
         self.simulation = Aloha(RATE)
-        self.max_steps, self.render_mode, self._camera = max_steps, render_mode, camera
-        self._cameras = cameras or {}
-        boxes = {name: Box(-np.inf, np.inf, shape) for name, shape in _SHAPES.items()}
-        pictures = {name: Box(0, 255, (*size, 3), np.uint8) for name, size in self._cameras.items()}
-        self.observation_space = Dict({**boxes, **pictures})
+        self.max_steps, self.render_mode = max_steps, render_mode
+        spaces: dict[str, Any] = {name: Box(-np.inf, np.inf, shape) for name, shape in _SHAPES.items()}
+        spaces |= {name: Box(0, 255, (size, size, 3), np.uint8) for name, size in cameras.items()}
+        self.observation_space = Dict(spaces)
         self.action_space = Box(-1.0, 1.0, (8,))
+        self._eyes = Cameras(self.simulation.model, cameras) if cameras else None
+        self._film = Cameras(self.simulation.model, {camera: _PICTURE}) if render_mode else None
         self._last = None
 
     def reset(
@@ -139,12 +145,14 @@ class Handover(gymnasium.Env[Any, NDArray[np.float32]]):
         return observation, reward, terminated, truncated, dict(infos)
 
     def render(self) -> NDArray[np.uint8] | None:
-        """The picture of the camera (480, 640, 3), or None without a render mode."""
-        return None if self.render_mode is None else self.simulation.picture(self._camera, 480, 640)
+        """The picture of the camera (480, 480, 3), or None without a render mode."""
+        return next(iter(self._film.look(self.simulation.data).values())) if self._film else None
 
     def close(self) -> None:
         """Free what draws."""
-        self.simulation.close()
+        for eyes in (self._eyes, self._film):
+            if eyes:
+                eyes.close()
 
     def held(self, side: str) -> bool:
         """Whether both fingers of a gripper touch the cube."""
@@ -222,7 +230,7 @@ class Handover(gymnasium.Env[Any, NDArray[np.float32]]):
             "touch": simulation.touches("left", _CUBE),
             "partner_gripper": [simulation.opening("right")],
         }
-        pictures = {name: simulation.picture(name, *size) for name, size in self._cameras.items()}
+        pictures = self._eyes.look(simulation.data) if self._eyes else {}
         return {name: np.asarray(value, np.float32) for name, value in values.items()} | pictures
 
 

@@ -1,13 +1,19 @@
-"""Handover: to take what a partner offers, when it is offered."""
+"""Handover: to take what a partner offers, when it is offered; seen as numbers or by two cameras."""
+
+from dataclasses import replace
 
 from poise.applications.application import Application
 from poise.envs.experts.aloha import HandoverExpert
 from poise.evaluation import Task
+from poise.nn import CNN, Joint, SmallCNN, SpatialSoftmax
 
 _KNOWN = {
     **dict.fromkeys(("hand", "lead", "cube", "cube_velocity", "partner", "partner_velocity"), (3,)),
     **{"gripper": (1,), "touch": (2,), "partner_gripper": (1,)},
 }
+
+_CAMERAS = {"angle": 128, "left_wrist": 64}
+_FELT = ("hand", "lead", "gripper", "touch")  # what the arm knows of itself
 
 handover = Application(
     name="handover",
@@ -23,6 +29,15 @@ handover = Application(
     episodes=150,
 )
 
-APPLICATIONS = (handover,)
+from_images = replace(
+    handover,
+    name="handover-images",
+    about="Take a cube from a partner that two cameras see, one of them at the wrist.",
+    task=replace(handover.task, arguments={"cameras": _CAMERAS}),
+    features={name: _KNOWN[name] for name in _FELT} | {name: (size, size, 3) for name, size in _CAMERAS.items()},
+    policy={"encoder": Joint(images=CNN(backbone=SmallCNN((16, 32, 64)), pooling=SpatialSoftmax(32), shared=False))},
+)
 
-__all__ = ["APPLICATIONS", "handover"]
+APPLICATIONS = (handover, from_images)
+
+__all__ = ["APPLICATIONS", "from_images", "handover"]

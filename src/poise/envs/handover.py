@@ -21,7 +21,7 @@ from poise.envs.experts.partners import HandoverPartner
 from poise.envs.partner import Partnered
 
 RATE: Final = 20  # control steps a second
-STEPS: Final = 300  # control steps of an episode at most; the expert needs 90 to 200
+STEPS: Final = 300  # control steps of an episode at most; the expert needs 60 to 220
 UNIT: Final = 0.015  # m that a tool's target moves for an action of 1
 LEASH: Final = 0.04  # m from the tool that its target may be
 ZONE: Final = 0.06  # m: a cube that stands still at a smaller x is offered
@@ -51,9 +51,9 @@ class Handover(gymnasium.Env[Any, NDArray[np.float32]]):
 
     An action is `(8,)` within [-1, 1], four numbers an arm, left before right: a displacement of the target of the
     tool, one unit 1.5 cm and axis, and how far the gripper is to be closed, from open -1 to closed 1, 20 times a
-    second. The rotation of the tools stays as it is: both point at the other arm, the right one with its fingers side
-    by side, the left one with one finger above the other, so that both can hold the cube at once. Inverse kinematics
-    and position-controlled joints with friction do the rest, see `Aloha`: the tool follows its target some centimetres
+    second. Both tools stay level and point away from their bases, the right one with its fingers side by side, the left
+    one with one finger above the other, so that both can hold the cube at once. Inverse kinematics and
+    position-controlled joints with friction do the rest, see `Aloha`: the tool follows its target some centimetres
     late, and the cube is held by friction alone.
 
     Observations are what the receiver can know, in m and m/s: `hand`, its tool; `lead`, the target of the tool minus

@@ -4,7 +4,8 @@ With the Jacobian J of a site and its error e, a position in metres above a rota
 
 $$ \Delta q = J^\top (J J^\top + \lambda^2 I)^{-1} e. $$
 
-The damping lambda bounds the step near singular poses, where the undamped one grows without limit. A joint that stands
+The damping lambda bounds the step near singular poses, where the undamped one grows without limit. While a pose is
+solved for, its square falls to half of the squared error, so that the last steps are fast (Sugihara 2011). A joint that stands
 at its limit and would leave it is held still, and the step is solved again for the others. Quaternions are MuJoCo's,
 `w, x, y, z`. All is computed on data of this module's own: a simulation is only read.
 """
@@ -17,12 +18,14 @@ import mujoco as _mujoco
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-DAMPING: Final = 0.03  # lambda, in m and rad: small against the length of an arm
+DAMPING: Final = 0.1  # lambda, in m and rad: small against the length of an arm
 LONGEST: Final = 0.5  # rad or m that a joint moves in one iteration
-ITERATIONS: Final = 30
-RESTARTS: Final = 25  # from random joints, where the first attempt stops short
+ITERATIONS: Final = 60
+RESTARTS: Final = 20  # from random joints, where an attempt stops short
 NEAR: Final = 2e-4  # m and rad, when a target counts as reached
 
+_FLOOR = 1e-6  # of lambda squared
+_FOLLOWING = 0.03  # lambda of a single step, which has to be exact as well as bounded
 mujoco: Any = _mujoco  # its names are in compiled modules, where type checkers do not look
 Floats = NDArray[np.float64]
 
@@ -61,6 +64,7 @@ class Kinematics:
     Attributes:
         low: `(joints,)`, lower limits, minus infinity where there is none.
         high: `(joints,)`, upper limits.
+        addresses: `(joints,)`, where they are in `qpos`.
     """
 
     def __init__(self, model: Any, site: str, joints: Sequence[str]) -> None:
@@ -73,14 +77,14 @@ class Kinematics:
             raise ValueError(
                 f"got the joints {list(joints)}, expected at least one, and hinges or slides only: {wrong}"
             )
-        self._place, self._column = model.jnt_qposadr[numbers], model.jnt_dofadr[numbers]
+        self.addresses, self._column = model.jnt_qposadr[numbers], model.jnt_dofadr[numbers]
         bounded, ranges = model.jnt_limited[numbers].astype(bool), model.jnt_range[numbers].T
         self.low, self.high = np.where(bounded, ranges, [[-np.inf], [np.inf]])
         self._jacobian = np.zeros((6, model.nv))
 
     def joints(self, data: Any) -> Floats:
         """The joints of a simulation, `(joints,)`."""
-        return data.qpos[self._place]
+        return data.qpos[self.addresses]
 
     def pose(self, data: Any, joints: ArrayLike | None = None) -> tuple[Floats, Floats]:
         """Position (3,) in m and quaternion (4,) of the site.
@@ -98,6 +102,7 @@ class Kinematics:
         position: ArrayLike,
         quaternion: ArrayLike | None = None,
         start: ArrayLike | None = None,
+        restarts: int = RESTARTS,
     ) -> Solution:
         """The joints that bring the site to a target, or as near as the search came.
 
@@ -107,13 +112,14 @@ class Kinematics:
             quaternion: Target `(4,)`; None leaves the rotation free.
             start: Joints to begin from; None means those of the simulation. The nearest solution is found first; where
                 none is, the search begins again from joints drawn at random, always the same ones.
+            restarts: How often at most; 0 keeps to the posture of `start`.
         """
         target = _target(position, quaternion)
         first = self.joints(data) if start is None else np.asarray(start, np.float64)
         best = self._descend(data, first, target)
         generator = np.random.default_rng(0)
         low, high = np.maximum(self.low, -np.pi), np.minimum(self.high, np.pi)
-        for _ in range(RESTARTS):
+        for _ in range(restarts):
             if best.reached:
                 break
             found = self._descend(data, generator.uniform(low, high), target)
@@ -142,7 +148,7 @@ class Kinematics:
         """
         joints, target = np.asarray(joints, np.float64), _target(position, quaternion)
         self._place_at(data, joints)
-        return self._stepped(joints, self._error(target), longest)
+        return self._stepped(joints, self._error(target), longest, _FOLLOWING**2)
 
     def _descend(self, data: Any, joints: Floats, target: tuple[Floats, Floats | None]) -> Solution:
         joints = np.clip(joints, self.low, self.high)
@@ -151,14 +157,14 @@ class Kinematics:
             error = self._error(target)
             if np.abs(error).max() < NEAR:
                 break
-            joints = self._stepped(joints, error, LONGEST)
+            joints = self._stepped(joints, error, LONGEST, min(DAMPING**2, error @ error / 2) + _FLOOR)
         self._place_at(data, joints)
         error = self._error(target)
         return Solution(joints, float(np.linalg.norm(error[:3])), float(np.linalg.norm(error[3:])))
 
     def _place_at(self, data: Any, joints: Floats) -> None:
         self._data.qpos[:] = data.qpos
-        self._data.qpos[self._place] = joints
+        self._data.qpos[self.addresses] = joints
         mujoco.mj_kinematics(self.model, self._data)
         mujoco.mj_comPos(self.model, self._data)  # the Jacobian needs it
 
@@ -174,13 +180,13 @@ class Kinematics:
         mujoco.mju_quat2Vel(vector, turn, 1.0)
         return np.concatenate([apart, vector])
 
-    def _stepped(self, joints: Floats, error: Floats, longest: float) -> Floats:
+    def _stepped(self, joints: Floats, error: Floats, longest: float, damping: float) -> Floats:
         jacobian = self._jacobian
         mujoco.mj_jacSite(self.model, self._data, jacobian[:3], jacobian[3:], self._site)
         columns, free = jacobian[: len(error), self._column], np.ones(len(joints), bool)
         while True:
             used = columns * free
-            step = used.T @ np.linalg.solve(used @ used.T + DAMPING**2 * np.eye(len(error)), error)
+            step = used.T @ np.linalg.solve(used @ used.T + damping * np.eye(len(error)), error)
             outside = free & (((joints <= self.low) & (step < 0)) | ((joints >= self.high) & (step > 0)))
             if not outside.any():
                 break

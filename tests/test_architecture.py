@@ -31,7 +31,7 @@ EXTRAS = {
     "numcodecs": "data/chunks.py", "imagecodecs": "data/chunks.py", "h5py": "data/hdf5.py", "PIL": "data/images.py",
     "pyarrow": "data/parquet.py", "av": "data/video.py", "huggingface_hub": "interop/hub.py",
     "timm": "nn/encoders/vision.py", "metaworld": "envs/metaworld.py",
-    "mujoco": ("envs/kinematics.py", "envs/aloha.py"), "gym_aloha": "envs/aloha.py",
+    "mujoco": ("envs/aloha.py", "envs/cameras.py", "envs/kinematics.py"), "gym_aloha": "envs/aloha.py",
     "accelerate": "training/scale.py", "ray": "cli/engines/cluster.py", "scipy": "policies/couplings.py",
     "tensorboard": "training/trackers/tensorboard.py", "wandb": "training/trackers/weights_and_biases.py",
     "mlflow": "training/trackers/mlflow_runs.py", "trackio": "training/trackers/trackio_runs.py",

@@ -76,8 +76,8 @@ class Carry(gymnasium.Env[Observation, NDArray[np.float32]]):
     """Both arms, at 20 Hz; `poise/Carry-v0` leaves the right one to `Leader`.
 
     Actions are displacements of what the grippers are told, (6,) in cm within [-1, 1]: the left one's, then the right
-    one's. Observations are of the left arm, in m and m/s: `hand` (3,), the place of its gripper; `lead` (3,), what it is
-    told beyond that; `partner` (3,), where the other gripper is, seen from its own; `partner_velocity` (3,); `object`
+    one's. Observations are of the left arm, in m and m/s: `hand` (3,), the place of its gripper; `lead` (3,), what it
+    is told beyond that; `partner` (3,), where the other gripper is, seen from its own; `partner_velocity` (3,); `object`
     (3,), where the centre of the bar is, seen from its own gripper; and `axis` (3,), the unit vector along the bar. The
     goal is not among them.
 

@@ -5,9 +5,9 @@ With the Jacobian J of a site and its error e, a position in metres above a rota
 $$ \Delta q = J^\top (J J^\top + \lambda^2 I)^{-1} e. $$
 
 The damping lambda bounds the step near singular poses, where the undamped one grows without limit. While a pose is
-solved for, its square falls to half of the squared error, so that the last steps are fast (Sugihara 2011). A joint that stands
-at its limit and would leave it is held still, and the step is solved again for the others. Quaternions are MuJoCo's,
-`w, x, y, z`. All is computed on data of this module's own: a simulation is only read.
+solved for, its square falls to half of the squared error, so that the last steps are fast (Sugihara 2011). A joint
+that stands at its limit and would leave it is held still, and the step is solved again for the others. Quaternions are
+MuJoCo's, `w, x, y, z`. All is computed on data of this module's own: a simulation is only read.
 """
 
 import difflib
@@ -157,7 +157,7 @@ class Kinematics:
             error = self._error(target)
             if np.abs(error).max() < NEAR:
                 break
-            joints = self._stepped(joints, error, LONGEST, min(DAMPING**2, error @ error / 2) + _FLOOR)
+            joints = self._stepped(joints, error, LONGEST, min(DAMPING**2, float(error @ error) / 2) + _FLOOR)
         self._place_at(data, joints)
         error = self._error(target)
         return Solution(joints, float(np.linalg.norm(error[:3])), float(np.linalg.norm(error[3:])))

@@ -9,7 +9,7 @@ carry = Application(
     about="Carry one end of a bar and keep it level while a partner leads the other to a goal of its own.",
     area="collaboration",
     task=Task("poise.envs.carry:poise/Carry-v0", extra="manipulation", slots=10),
-    features={name: (3,) for name in ("hand", "lead", "partner", "partner_velocity", "object", "axis")},
+    features=dict.fromkeys(("hand", "lead", "partner", "partner_velocity", "object", "axis"), (3,)),
     action=3,
     rate=20.0,
     expert=CarryExpert,

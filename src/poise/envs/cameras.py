@@ -1,0 +1,70 @@
+"""Pictures of a MuJoCo simulation by named cameras of different sizes, fast enough for every control step."""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+import mujoco
+import numpy as np
+from numpy.typing import NDArray
+
+_FLAGS: Any = mujoco.mjtRndFlag  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@final
+class Cameras:
+    """Renders without shadows and multisampling.
+
+    Args:
+        model: `mujoco.MjModel`.
+        sizes: Name of a camera of the model -> height and width of its square pictures in pixels.
+
+    Raises:
+        RuntimeError: There is no renderer on this machine.
+        ValueError: No such camera, or a size below 1.
+    """
+
+    def __init__(self, model: Any, sizes: Mapping[str, int]) -> None:
+        self._renderers: dict[str, Any] = {}
+        known = [model.camera(number).name for number in range(model.ncam)]
+        for name, size in sizes.items():
+            if name not in known or size < 1:
+                raise ValueError(
+                    f"got the camera {name!r} of {size} pixels, expected one of {', '.join(known)}, of at least 1"
+                )
+        model.vis.quality.offsamples = 0
+        screen = model.vis.global_
+        screen.offwidth = max(screen.offwidth, *sizes.values())
+        screen.offheight = max(screen.offheight, *sizes.values())
+        for name, size in sizes.items():
+            try:
+                renderer = mujoco.Renderer(model, size, size)
+            except Exception as error:  # each platform of OpenGL has errors of its own
+                raise RuntimeError(
+                    f"MuJoCo cannot render on this machine ({error or type(error).__name__}), expected OpenGL: without "
+                    "a screen, apt-get install libosmesa6 and set MUJOCO_GL=osmesa (with a GPU also MUJOCO_GL=egl) "
+                    "before Python starts"
+                ) from error
+            for costly in (_FLAGS.mjRND_SHADOW, _FLAGS.mjRND_REFLECTION):
+                renderer.scene.flags[costly] = 0
+            self._renderers[name] = renderer
+
+    def look(self, data: Any) -> dict[str, NDArray[np.uint8]]:
+        """Picture (size, size, 3) of every camera; `data` is `mujoco.MjData`."""
+        pictures = {}
+        for name, renderer in self._renderers.items():
+            renderer.update_scene(data, name)
+            pictures[name] = renderer.render()
+        return pictures
+
+    def close(self) -> None:
+        """Free the renderers."""
+        while self._renderers:
+            _, renderer = self._renderers.popitem()
+            renderer.render()  # makes its context the current one: MuJoCo frees whatever is in that
+            renderer.close()
+
+    def __del__(self) -> None:
+        self.close()
+
+
+__all__ = ["Cameras"]

@@ -9,6 +9,7 @@ Nothing is drawn unless it is asked for: a simulation is some thirty times faste
 """
 
 import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, final
 
@@ -58,6 +59,7 @@ class Aloha:
     Args:
         rate: Control steps a second, a divisor of 100.
         scene: Name of a scene of gym-aloha.
+        change: What changes its `MjSpec` before it is compiled, if anything does.
 
     Raises:
         ImportError: The extra `manipulation` is missing.
@@ -68,8 +70,16 @@ class Aloha:
         arms: By side.
     """
 
-    def __init__(self, rate: int = 20, scene: str = "bimanual_viperx_transfer_cube") -> None:
-        self.model = mujoco.MjModel.from_xml_path(str(_assets() / f"{scene}.xml"))
+    def __init__(
+        self,
+        rate: int = 20,
+        scene: str = "bimanual_viperx_transfer_cube",
+        change: Callable[[Any], None] | None = None,
+    ) -> None:
+        specification = mujoco.MjSpec.from_file(str(_assets() / f"{scene}.xml"))
+        if change is not None:
+            change(specification)
+        self.model = specification.compile()
         self.data, self.rate = mujoco.MjData(self.model), rate
         self.arms = {side: Arm(self.model, side, 8 * k) for k, side in enumerate(SIDES)}
         self._looks = LOOKS // rate

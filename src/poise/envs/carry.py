@@ -1,0 +1,264 @@
+r"""Two ALOHA arms that carry a bar together: one leads, the other follows.
+
+Importing this module registers `poise/Carry-v0` with Gymnasium, where the left arm is the policy's and the right one
+follows a script, which alone knows the goal. It needs the extra `manipulation`:
+
+    Task("poise.envs.carry:poise/Carry-v0", extra="manipulation", slots=10)
+
+Each gripper holds one end, and keeps its rotation. The bar is to stay level and to keep its heading, so the places of
+the two grippers and the length L between them tell how far they are from what the rigid bar asks for:
+
+$$ e = p_{right} - p_{left} - (L, 0, 0). $$
+
+An arm follows what it is told with a lag of about 0.2 s, as its motors do; the fingers hold the bar by friction alone,
+so that a follower who lags behind lets it slip, turn or fall.
+"""
+
+from typing import Any, Final, NamedTuple, final
+
+import gymnasium
+import numpy as np
+from gymnasium.error import ResetNeeded
+from gymnasium.spaces import Box, Dict
+from numpy.linalg import norm
+from numpy.typing import ArrayLike, NDArray
+
+from poise.envs.aloha import SIDES, Aloha
+from poise.envs.experts.carry import DT, LENGTH, ROOM, UNIT, Leader, away
+from poise.envs.kinematics import Floats, mujoco
+from poise.envs.partner import Partnered
+
+STEPS: Final = 300  # control steps of an episode by default; the expert needs 80 to 200
+TOLERANCE: Final = 0.02  # m between the bar and the goal
+TILT: Final = 6.0  # degrees that the bar may be off the level
+STRETCH: Final = 0.025  # m that the grippers may be nearer or farther than its length
+PAUSED: Final = 0.3  # s that the partner has stood still when the follower should, too
+
+Observation = dict[str, NDArray[np.float32]]
+
+_BAR, _JOINT = "red_box", "red_box_joint"  # gym-aloha's cube becomes the bar
+_THICK, _MASS = 0.012, 0.1  # m, half of it, and kg
+_GRIP, _KNUCKLE, _INNER = (
+    0.135,
+    0.0687,
+    0.0225,
+)  # m from the wrist to pad and finger; from a finger's joint to its inside
+_FIRM = 1000.0  # N/m of a finger
+_PAD = {
+    "type": mujoco.mjtGeom.mjGEOM_BOX,
+    "size": (0.018, 0.004, 0.01),
+    "friction": (1.0, 0.005, 0.0001),
+    "solref": (0.01, 1.0),
+    "group": 3,
+}
+_ENDS = np.array([[-LENGTH / 2, 0.0, 0.0], [LENGTH / 2, 0.0, 0.0]])
+_REACH = ROOM[:, None] + _ENDS + 0.03 * np.array([-1.0, 1.0])[:, None, None]  # limits of both grippers, (2, 2, 3)
+_DOWN = np.radians(45) / 2  # half the angle by which grippers point down
+_TURNS = (np.cos(_DOWN), 0.0, np.sin(_DOWN), 0.0), (0.0, -np.sin(_DOWN), 0.0, np.cos(_DOWN))
+_OPEN, _SHUT = 0.42, 0.0  # about the bar before it is held, and holding it
+_SETTLE = round(0.4 / DT)  # control steps in which the grippers close at a reset
+_STILL, _REST = round(0.4 / DT), 0.02  # control steps that the bar is at rest at the goal, and m/s that count as rest
+_SLIPPED = 3  # control steps without touch after which an end is out of a hand
+
+
+class _Totals(NamedTuple):
+    """Of the steps so far."""
+
+    error: float = 0.0  # m
+    tilt: float = 0.0  # degrees
+    speed: float = 0.0  # m/s, of the follower while the partner pauses
+    pauses: int = 0  # steps of that
+    stretch: float = 0.0  # m, the largest
+
+
+@final
+class Carry(gymnasium.Env[Observation, NDArray[np.float32]]):
+    """Both arms, at 20 Hz; `poise/Carry-v0` leaves the right one to `Leader`.
+
+    Actions are displacements of what the grippers are told, (6,) in cm within [-1, 1]: the left one's, then the right
+    one's. Observations are of the left arm, in m and m/s: `hand` (3,), the place of its gripper; `lead` (3,), what it
+    is told beyond that; `partner` (3,), where the other gripper is, seen from its own; `partner_velocity` (3,); `object`
+    (3,), where the centre of the bar is, seen from its own gripper; and `axis` (3,), the unit vector along the bar. The
+    goal is not among them.
+
+    The bar at rest at the goal, within 2 cm, is success and terminates. So does losing it, without success: more than 6
+    degrees off the level, 2.5 cm of stretch, or an end out of a hand. The reward is `clip(1 - distance / initial
+    distance, 0, 1)`, and exactly 1 on success. Infos hold `is_success` and `measures`, over the episode so far:
+    `synchrony_mm`, the mean length of e; `tilt_deg`, the mean tilt of the bar; `stretch_mm`, the largest stretch;
+    `waiting_mm_s`, the mean speed of the left gripper while the right one pauses; and `lost`, 0 or 1.
+
+    Seed `s` gives the same episode whatever came before it; a reset without a seed continues the stream. An episode
+    that is over stays as it is, and repeats its last step, until it is reset.
+
+    Attributes:
+        start: Where the centre of the bar begins, (3,) in m.
+        goal: Where it is to be brought, (3,) in m.
+        told: Where the grippers are told to be, (2, 3) in m.
+    """
+
+    metadata = {"render_modes": ["rgb_array"], "render_fps": round(1 / DT)}
+
+    def __init__(self, max_steps: int = STEPS, render_mode: str | None = None) -> None:
+        """Make the arms and the bar.
+
+        Args:
+            max_steps: Control steps after which an episode is truncated.
+            render_mode: `"rgb_array"`, or None.
+
+        Raises:
+            ImportError: The extra `manipulation` is missing.
+            ValueError: No step, or another render mode.
+        """
+        if max_steps < 1 or render_mode not in (None, "rgb_array"):
+            raise ValueError(
+                f"Carry got {max_steps=} and {render_mode=}, expected at least 1 step, and 'rgb_array' or None"
+            )
+        self.max_steps, self.render_mode = max_steps, render_mode
+        self._aloha = Aloha(round(1 / DT), change=_with_bar)
+        names = ("hand", "lead", "partner", "partner_velocity", "object", "axis")
+        self.observation_space = Dict({name: Box(-np.inf, np.inf, (3,)) for name in names})
+        self.action_space = Box(-1.0, 1.0, (6,))
+        self.start, self.goal, self.told = np.zeros(3), np.zeros(3), np.zeros((2, 3))
+        self._last = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Observation, dict[str, Any]]:
+        """Place the bar in both hands, and draw the goal; `options` are not used."""
+        super().reset(seed=seed)
+        self.start = self.np_random.uniform(*ROOM)
+        self.goal = away(self.np_random, self.start)
+        self.told = self.start + _ENDS
+        self._aloha.begin(self._tools(), dict.fromkeys(SIDES, _OPEN))
+        self._aloha.put(_JOINT, self.start)
+        for _ in range(_SETTLE):
+            self._aloha.step(self._tools(), dict.fromkeys(SIDES, _SHUT))
+        self._hands, self._velocities = self._places(), np.zeros((2, 3))
+        self._steps, self._still, self._paused, self._loose, self._totals = 0, 0, 0, np.zeros(2, int), _Totals()
+        self._bar = self._centre()
+        self._last = 0.0, False, False, self._info(success=False, lost=False)
+        return self._observe(), dict(self._last[3])
+
+    def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+        """Move both grippers; `action` is (6,), clipped to [-1, 1].
+
+        Raises:
+            ResetNeeded: Before the first reset.
+        """
+        if self._last is None:
+            raise ResetNeeded("step() was called before reset(): call reset() first.")
+        if not (self._last[1] or self._last[2]):
+            moved = UNIT * np.clip(np.asarray(action, np.float64), -1.0, 1.0).reshape(2, 3)
+            self.told = np.clip(self.told + moved, *_REACH)
+            self._aloha.step(self._tools(), dict.fromkeys(SIDES, _SHUT))
+            self._last = self._judged()
+        reward, terminated, truncated, info = self._last
+        return self._observe(), reward, terminated, truncated, dict(info)
+
+    def render(self) -> NDArray[np.uint8] | None:
+        """The picture of a camera in front (480, 480, 3), or None without a render mode."""
+        return None if self.render_mode is None else self._aloha.picture("front", 480, 480)
+
+    def close(self) -> None:
+        """Free the simulation."""
+        self._aloha.close()
+
+    def _judged(self) -> tuple[float, bool, bool, dict[str, Any]]:
+        """Reward, flags and infos of the step that was just made."""
+        hands, bar = self._places(), self._centre()
+        self._velocities, speed = (hands - self._hands) / DT, norm(bar - self._bar) / DT
+        self._hands, self._bar, self._steps = hands, bar, self._steps + 1
+        tilt, stretch = self._measured()
+        held = [any(self._aloha.touches(side, _BAR)) for side in SIDES]
+        self._loose = np.where(held, 0, self._loose + 1)
+        lost = tilt > TILT or stretch > STRETCH or bool((self._loose >= _SLIPPED).any())
+        distance = norm(self.goal - bar)
+        self._still = self._still + 1 if distance < TOLERANCE and speed < _REST else 0
+        success = not lost and self._still >= _STILL
+        reward = 1.0 if success else float(np.clip(1 - distance / norm(self.goal - self.start), 0.0, 1.0))
+        over = not (success or lost) and self._steps >= self.max_steps
+        return reward, success or lost, over, self._info(success, lost)
+
+    def _measured(self) -> tuple[float, float]:
+        """Tilt in degrees and stretch in m, which are noted with what else is measured."""
+        apart = self._hands[1] - self._hands[0]
+        tilt, stretch = float(np.degrees(np.arcsin(abs(self._axis()[2])))), float(abs(norm(apart) - LENGTH))
+        follower, partner = norm(self._velocities, axis=1)
+        self._paused = self._paused + 1 if partner < _REST else 0
+        pausing, old = self._paused > PAUSED / DT, self._totals
+        self._totals = _Totals(
+            error=old.error + float(norm(apart - (LENGTH, 0.0, 0.0))),
+            tilt=old.tilt + tilt,
+            speed=old.speed + float(follower) * pausing,
+            pauses=old.pauses + pausing,
+            stretch=max(old.stretch, stretch),
+        )
+        return tilt, stretch
+
+    def _info(self, success: bool, lost: bool) -> dict[str, Any]:
+        totals, steps = self._totals, max(self._steps, 1)
+        measures = {
+            "synchrony_mm": 1e3 * totals.error / steps,
+            "tilt_deg": totals.tilt / steps,
+            "stretch_mm": 1e3 * totals.stretch,
+            "waiting_mm_s": 1e3 * totals.speed / max(totals.pauses, 1),
+            "lost": float(lost),
+        }
+        return {"is_success": success, "measures": measures}
+
+    def _observe(self) -> Observation:
+        hand = self._hands[0]
+        seen = {
+            "hand": hand,
+            "lead": self.told[0] - hand,
+            "partner": self._hands[1] - hand,
+            "partner_velocity": self._velocities[1],
+            "object": self._bar - hand,
+            "axis": self._axis(),
+        }
+        return {name: values.astype(np.float32) for name, values in seen.items()}
+
+    def _tools(self) -> dict[str, tuple[ArrayLike, ArrayLike]]:
+        return {side: (place, turn) for side, place, turn in zip(SIDES, self.told, _TURNS, strict=True)}
+
+    def _places(self) -> Floats:
+        return np.stack([self._aloha.tool(side) for side in SIDES])
+
+    def _centre(self) -> Floats:
+        return self._aloha.data.geom(_BAR).xpos.copy()
+
+    def _axis(self) -> Floats:
+        return self._aloha.data.geom(_BAR).xmat.reshape(3, 3)[:, 0].copy()
+
+
+def _with_bar(scene: Any) -> None:
+    """Make the cube a bar and put flat pads, which hold it firmly, on the fingers; nothing else touches anything."""
+    geoms = {geom.name: geom for geom in scene.geoms}
+    for name in geoms.keys() - {_BAR, "table"}:
+        geoms[name].contype = geoms[name].conaffinity = 0
+    for side in SIDES:
+        # The point that is told where to be: in the middle of the pads, not at the very tips.
+        next(site for site in scene.sites if site.name == f"cali_{side}_site1").pos = (_GRIP, 0.0, 0.0)
+        for finger, sign in (("left", 1.0), ("right", -1.0)):
+            name = f"vx300s_{side}/10_{finger}_gripper_finger"
+            geoms[name].name = f"{name}_shown"
+            pad = scene.body(f"vx300s_{side}/{finger}_finger_link").add_geom(name=name, **_PAD)
+            pad.pos = (_GRIP - _KNUCKLE, sign * (_PAD["size"][1] - _INNER), 0.0)
+    for actuator in scene.actuators:
+        if "finger" in actuator.target:
+            actuator.gainprm[0], actuator.biasprm[1] = _FIRM, -_FIRM
+    body, bar, half = scene.body("box"), geoms[_BAR], LENGTH / 2 + 0.04
+    bar.size, bar.condim, bar.rgba = (half, _THICK, _THICK), 3, (0.8, 0.5, 0.2, 1.0)
+    across, along = _MASS / 3 * 2 * _THICK**2, _MASS / 3 * (half**2 + _THICK**2)
+    body.mass, body.inertia = _MASS, (across, along, along)
+    scene.option.timestep = 0.005  # s: two to one target of the joints
+    scene.worldbody.add_camera(name="front", pos=(0.0, -0.25, 0.55), xyaxes=(1.0, 0.0, 0.0, 0.0, 0.45, 0.9), fovy=50)
+
+
+def _partnered(**arguments: Any) -> gymnasium.Env[Any, Any]:
+    return Partnered(Carry(**arguments), Leader(), mine=(0, 1, 2), theirs=(3, 4, 5))
+
+
+gymnasium.register(id="poise/Carry-v0", entry_point=_partnered)
+
+__all__ = ["PAUSED", "STEPS", "STRETCH", "TILT", "TOLERANCE", "Carry"]

@@ -1,0 +1,10 @@
+"""Roll a ball through PointMaze's large maze by one of two ways.
+
+poise collect maze-large
+poise train recipes/applications/maze_large.py
+poise evaluate out/maze_large --recipe recipes/applications/maze_large.py
+"""
+
+from poise.applications import find
+
+recipe = find("maze-large").recipe()

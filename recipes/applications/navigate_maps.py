@@ -1,0 +1,10 @@
+"""Drive past three discs that stand elsewhere in every episode, so that policies are tried on unseen maps.
+
+poise collect navigate-maps
+poise train recipes/applications/navigate_maps.py
+poise evaluate out/navigate_maps --recipe recipes/applications/navigate_maps.py
+"""
+
+from poise.applications import find
+
+recipe = find("navigate-maps").recipe()

@@ -177,7 +177,7 @@ class MetaWorld(gymnasium.Env[Any, NDArray[np.float32]]):
 def _side(seen: Observation) -> int:
     """From where the hand came to the puck, which is on the table still."""
     x, _, height = -seen["to_object"]
-    return int(x > 0) if height < _BESIDE and seen["object"][2] < 0.03 and 0.03 < abs(x) < 0.15 else -1
+    return int(x > 0) if height < _BESIDE and seen["object"][2] < 0.03 and 0.02 < abs(x) < 0.15 else -1
 
 
 def _hold(seen: Observation) -> int:

@@ -132,7 +132,7 @@ class Avoid(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         discs, motion = bounce(self._discs[:, None], self._motion[:, None], self._radius[:, None], times[:, None])
         gaps = approach(path[:, :, None] - discs) - self._radius[:, None] - ARENA.robot_radius
         walls = (np.abs(path[:, 1:]) > _HALF - ARENA.robot_radius).any(axis=-1)
-        hits = (gaps < 0).any(axis=-1) | walls
+        hits: Any = (gaps < 0).any(axis=-1) | walls
         collided: Bools = hits.any(axis=1)
         travelled = np.where(collided, hits.argmax(axis=1), SUBSTEPS)
         self._clearance = np.where(active, np.clip(gaps.min(axis=(1, 2)), 0.0, self._clearance), self._clearance)

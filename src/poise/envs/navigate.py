@@ -183,7 +183,7 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         distances = approach(path[:, :, None] - self._discs[:, None, :, :2])
         discs = distances < self._discs[:, None, :, 2] + self._world.robot_radius
         limit = np.array([self._world.half_width, self._world.half_height]) - self._world.robot_radius
-        touched: Bools = discs.any(axis=-1) | (np.abs(path[:, 1:]) > limit).any(axis=-1)
+        touched: Any = discs.any(axis=-1) | (np.abs(path[:, 1:]) > limit).any(axis=-1)
         return touched
 
     def _note_crossings(self, path: Floats, travelled: NDArray[np.int64]) -> None:

@@ -7,9 +7,9 @@ goal. All pairs are rolled out among discs that move on and bounce; a pair costs
 $$ J = \overline{|p - g|} + w_c\, \overline{e^{-c / c_0}} + w_u |u_1 - v|^2 + \infty [c < c_{min}], $$
 
 means over the horizon, until the goal `g` is reached, of the distance from it and of how narrow the clearance `c` is,
-and how far the first velocity is from the present one. It commands the mean of the first velocities near that of the cheapest
-pair, weighted by `exp(-J / \lambda)`, so that commands change smoothly. It has no memory and draws no random numbers:
-what it does is a function of what is observed.
+and how far the first velocity is from the present one. It commands the mean of the first velocities near that of the
+cheapest pair, weighted by `exp(-J / \lambda)`, so that commands change smoothly. It has no memory and draws no random
+numbers: what it does is a function of what is observed.
 """
 
 from collections.abc import Mapping
@@ -54,7 +54,7 @@ class AvoidExpert:
         first, second = _pairs(goal - position)
         path = _roll(position, velocity, goal, first, second)
         discs = observation["obstacles"].astype(np.float64)
-        times = PIECE * np.arange(PIECES + 1)[:, None, None]
+        times: Floats = PIECE * np.arange(PIECES + 1.0)[:, None, None]
         centres, _ = bounce(discs[:, :2] + position, discs[:, 2:4], discs[:, 4], times)
         clearance = (approach(path[:, :, None] - centres) - discs[:, 4]).min(axis=-1)
         walls = np.array([ARENA.half_width, ARENA.half_height]) - np.abs(path[:, 1:])
@@ -109,8 +109,8 @@ class PotentialField:
        + \sum \eta \left(\frac{1}{d} - \frac{1}{d_0}\right) \frac{n}{d^2}, $$
 
     with `d` the gap to an obstacle and `n` the direction from it, shortened to the fastest speed; `r` is 0.1 m. It sees
-    where obstacles are and not where they go: that is the method. Its parameters had the most successes of 108 that were
-    tried on 300 to 400 episodes each, and it may drive faster than the expert.
+    where obstacles are and not where they go: that is the method. Its parameters had the most successes of 108 sets,
+    tried on 300 to 400 episodes each; and it may drive faster than the expert.
 
     Args:
         attraction: `k` in m/s.

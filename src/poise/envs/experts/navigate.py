@@ -14,9 +14,10 @@ with `P(s)` the path at arc length `s`, `T` its unit tangent, `c` the cruising s
 and `p` the position of the robot.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import product
-from typing import Final, final
+from typing import Any, Final, final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -166,7 +167,7 @@ class RouteExpert:
         generator = np.random.default_rng([seed, 2])  # another stream than that of the environment
         self._driver, self._begun = NavigateExpert(env.map, generator), False
 
-    def act(self, observation: Observation) -> NDArray[np.float32]:
+    def act(self, observation: Mapping[str, NDArray[Any]]) -> NDArray[np.float32]:
         """The velocity to command; see `Expert.act`."""
         batch = {name: values[None] for name, values in observation.items()}
         if not self._begun:

@@ -24,6 +24,7 @@ from numpy.linalg import norm
 from numpy.typing import ArrayLike, NDArray
 
 from poise.envs.aloha import SIDES, Aloha
+from poise.envs.cameras import Cameras
 from poise.envs.experts.carry import DT, LENGTH, ROOM, UNIT, Leader, away
 from poise.envs.kinematics import Floats, mujoco
 from poise.envs.partner import Partnered
@@ -43,11 +44,11 @@ _GRIP, _KNUCKLE, _INNER = (
     0.0687,
     0.0225,
 )  # m from the wrist to pad and finger; from a finger's joint to its inside
-_FIRM = 1000.0  # N/m of a finger
+_FIRM = 2000.0  # N/m of a finger
 _PAD = {
     "type": mujoco.mjtGeom.mjGEOM_BOX,
     "size": (0.018, 0.004, 0.01),
-    "friction": (1.0, 0.005, 0.0001),
+    "friction": (2.0, 0.005, 0.0001),
     "solref": (0.01, 1.0),
     "group": 3,
 }
@@ -57,7 +58,8 @@ _DOWN = np.radians(45) / 2  # half the angle by which grippers point down
 _TURNS = (np.cos(_DOWN), 0.0, np.sin(_DOWN), 0.0), (0.0, -np.sin(_DOWN), 0.0, np.cos(_DOWN))
 _OPEN, _SHUT = 0.42, 0.0  # about the bar before it is held, and holding it
 _SETTLE = round(0.4 / DT)  # control steps in which the grippers close at a reset
-_STILL, _REST = round(0.4 / DT), 0.02  # control steps that the bar is at rest at the goal, and m/s that count as rest
+_THERE = round(0.4 / DT)  # control steps that the bar stays at the goal
+_REST = 0.03  # m/s, of a gripper that counts as at rest
 _SLIPPED = 3  # control steps without touch after which an end is out of a hand
 
 
@@ -77,12 +79,12 @@ class Carry(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     Actions are displacements of what the grippers are told, (6,) in cm within [-1, 1]: the left one's, then the right
     one's. Observations are of the left arm, in m and m/s: `hand` (3,), the place of its gripper; `lead` (3,), what it
-    is told beyond that; `partner` (3,), where the other gripper is, seen from its own; `partner_velocity` (3,); `object`
-    (3,), where the centre of the bar is, seen from its own gripper; and `axis` (3,), the unit vector along the bar. The
-    goal is not among them.
+    is told beyond that; `partner` (3,), where the other gripper is, seen from its own; `partner_velocity` (3,);
+    `object` (3,), where the centre of the bar is, seen from its own gripper; and `axis` (3,), the unit vector along the
+    bar. The goal is not among them.
 
-    The bar at rest at the goal, within 2 cm, is success and terminates. So does losing it, without success: more than 6
-    degrees off the level, 2.5 cm of stretch, or an end out of a hand. The reward is `clip(1 - distance / initial
+    The bar within 2 cm of the goal for 0.4 s while the right gripper is at rest is success and terminates. So does
+    losing it, without success: more than 6 degrees off the level, 2.5 cm of stretch, or an end out of a hand. The reward is `clip(1 - distance / initial
     distance, 0, 1)`, and exactly 1 on success. Infos hold `is_success` and `measures`, over the episode so far:
     `synchrony_mm`, the mean length of e; `tilt_deg`, the mean tilt of the bar; `stretch_mm`, the largest stretch;
     `waiting_mm_s`, the mean speed of the left gripper while the right one pauses; and `lost`, 0 or 1.
@@ -107,6 +109,7 @@ class Carry(gymnasium.Env[Observation, NDArray[np.float32]]):
 
         Raises:
             ImportError: The extra `manipulation` is missing.
+            RuntimeError: MuJoCo cannot draw here, where a render mode asks for it.
             ValueError: No step, or another render mode.
         """
         if max_steps < 1 or render_mode not in (None, "rgb_array"):
@@ -115,6 +118,7 @@ class Carry(gymnasium.Env[Observation, NDArray[np.float32]]):
             )
         self.max_steps, self.render_mode = max_steps, render_mode
         self._aloha = Aloha(round(1 / DT), change=_with_bar)
+        self._film = Cameras(self._aloha.model, {"front": 480}) if render_mode else None
         names = ("hand", "lead", "partner", "partner_velocity", "object", "axis")
         self.observation_space = Dict({name: Box(-np.inf, np.inf, (3,)) for name in names})
         self.action_space = Box(-1.0, 1.0, (6,))
@@ -134,7 +138,7 @@ class Carry(gymnasium.Env[Observation, NDArray[np.float32]]):
         for _ in range(_SETTLE):
             self._aloha.step(self._tools(), dict.fromkeys(SIDES, _SHUT))
         self._hands, self._velocities = self._places(), np.zeros((2, 3))
-        self._steps, self._still, self._paused, self._loose, self._totals = 0, 0, 0, np.zeros(2, int), _Totals()
+        self._steps, self._there, self._paused, self._loose, self._totals = 0, 0, 0, np.zeros(2, int), _Totals()
         self._bar = self._centre()
         self._last = 0.0, False, False, self._info(success=False, lost=False)
         return self._observe(), dict(self._last[3])
@@ -157,24 +161,24 @@ class Carry(gymnasium.Env[Observation, NDArray[np.float32]]):
 
     def render(self) -> NDArray[np.uint8] | None:
         """The picture of a camera in front (480, 480, 3), or None without a render mode."""
-        return None if self.render_mode is None else self._aloha.picture("front", 480, 480)
+        return None if self._film is None else self._film.look(self._aloha.data)["front"]
 
     def close(self) -> None:
         """Free the simulation."""
-        self._aloha.close()
+        if self._film is not None:
+            self._film.close()
 
     def _judged(self) -> tuple[float, bool, bool, dict[str, Any]]:
         """Reward, flags and infos of the step that was just made."""
-        hands, bar = self._places(), self._centre()
-        self._velocities, speed = (hands - self._hands) / DT, norm(bar - self._bar) / DT
-        self._hands, self._bar, self._steps = hands, bar, self._steps + 1
+        hands, self._bar, self._steps = self._places(), self._centre(), self._steps + 1
+        self._velocities, self._hands = (hands - self._hands) / DT, hands
         tilt, stretch = self._measured()
         held = [any(self._aloha.touches(side, _BAR)) for side in SIDES]
         self._loose = np.where(held, 0, self._loose + 1)
         lost = tilt > TILT or stretch > STRETCH or bool((self._loose >= _SLIPPED).any())
-        distance = norm(self.goal - bar)
-        self._still = self._still + 1 if distance < TOLERANCE and speed < _REST else 0
-        success = not lost and self._still >= _STILL
+        distance = norm(self.goal - self._bar)
+        self._there = self._there + 1 if distance < TOLERANCE and self._paused else 0
+        success = not lost and self._there >= _THERE
         reward = 1.0 if success else float(np.clip(1 - distance / norm(self.goal - self.start), 0.0, 1.0))
         over = not (success or lost) and self._steps >= self.max_steps
         return reward, success or lost, over, self._info(success, lost)
@@ -248,17 +252,22 @@ def _with_bar(scene: Any) -> None:
         if "finger" in actuator.target:
             actuator.gainprm[0], actuator.biasprm[1] = _FIRM, -_FIRM
     body, bar, half = scene.body("box"), geoms[_BAR], LENGTH / 2 + 0.04
-    bar.size, bar.condim, bar.rgba = (half, _THICK, _THICK), 3, (0.8, 0.5, 0.2, 1.0)
+    bar.size, bar.condim, bar.friction, bar.rgba = (half, _THICK, _THICK), 3, _PAD["friction"], (0.8, 0.5, 0.2, 1.0)
     across, along = _MASS / 3 * 2 * _THICK**2, _MASS / 3 * (half**2 + _THICK**2)
     body.mass, body.inertia = _MASS, (across, along, along)
     scene.option.timestep = 0.005  # s: two to one target of the joints
     scene.worldbody.add_camera(name="front", pos=(0.0, -0.25, 0.55), xyaxes=(1.0, 0.0, 0.0, 0.0, 0.45, 0.9), fovy=50)
 
 
-def _partnered(**arguments: Any) -> gymnasium.Env[Any, Any]:
+def with_partner(**arguments: Any) -> Partnered:
+    """`Carry` with a leader at the right arm; the policy's actions are those of the left one, (3,).
+
+    Args:
+        arguments: Of `Carry`.
+    """
     return Partnered(Carry(**arguments), Leader(), mine=(0, 1, 2), theirs=(3, 4, 5))
 
 
-gymnasium.register(id="poise/Carry-v0", entry_point=_partnered)
+gymnasium.register(id="poise/Carry-v0", entry_point=with_partner)
 
-__all__ = ["PAUSED", "STEPS", "STRETCH", "TILT", "TOLERANCE", "Carry"]
+__all__ = ["PAUSED", "STEPS", "STRETCH", "TILT", "TOLERANCE", "Carry", "with_partner"]

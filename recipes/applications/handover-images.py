@@ -1,8 +1,8 @@
 """Take a cube from a partner that two cameras see, one of them at the wrist.
 
 poise collect handover-images
-poise train recipes/applications/handover_images.py
-poise evaluate out/handover_images --recipe recipes/applications/handover_images.py
+poise train recipes/applications/handover-images.py
+poise evaluate out/handover-images --recipe recipes/applications/handover-images.py
 """
 
 from poise.applications import find

@@ -1,8 +1,8 @@
 """Pick up a puck from above and bring it to a goal in the air (Meta-World pick-place-v3).
 
 poise collect pick-place
-poise train recipes/applications/pick_place.py
-poise evaluate out/pick_place --recipe recipes/applications/pick_place.py
+poise train recipes/applications/pick-place.py
+poise evaluate out/pick-place --recipe recipes/applications/pick-place.py
 """
 
 from poise.applications import find

@@ -29,7 +29,7 @@ from poise.envs.experts.carry import DT, LENGTH, ROOM, UNIT, Leader, away
 from poise.envs.kinematics import Floats, mujoco
 from poise.envs.partner import Partnered
 
-STEPS: Final = 300  # control steps of an episode by default; the expert needs 80 to 200
+STEPS: Final = 300  # control steps of an episode by default; the expert needs 60 to 200
 TOLERANCE: Final = 0.02  # m between the bar and the goal
 TILT: Final = 6.0  # degrees that the bar may be off the level
 STRETCH: Final = 0.025  # m that the grippers may be nearer or farther than its length

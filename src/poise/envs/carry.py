@@ -84,10 +84,11 @@ class Carry(gymnasium.Env[Observation, NDArray[np.float32]]):
     bar. The goal is not among them.
 
     The bar within 2 cm of the goal for 0.4 s while the right gripper is at rest is success and terminates. So does
-    losing it, without success: more than 6 degrees off the level, 2.5 cm of stretch, or an end out of a hand. The reward is `clip(1 - distance / initial
-    distance, 0, 1)`, and exactly 1 on success. Infos hold `is_success` and `measures`, over the episode so far:
-    `synchrony_mm`, the mean length of e; `tilt_deg`, the mean tilt of the bar; `stretch_mm`, the largest stretch;
-    `waiting_mm_s`, the mean speed of the left gripper while the right one pauses; and `lost`, 0 or 1.
+    losing it, without success: more than 6 degrees off the level, 2.5 cm of stretch, or an end out of a hand. The
+    reward is `clip(1 - distance / initial distance, 0, 1)`, and exactly 1 on success. Infos hold `is_success` and
+    `measures`, over the episode so far: `synchrony_mm`, the mean length of e; `tilt_deg`, the mean tilt of the bar;
+    `stretch_mm`, the largest stretch; `waiting_mm_s`, the mean speed of the left gripper while the right one pauses;
+    and `lost`, 0 or 1.
 
     Seed `s` gives the same episode whatever came before it; a reset without a seed continues the stream. An episode
     that is over stays as it is, and repeats its last step, until it is reset.

@@ -74,7 +74,7 @@ class _Totals(NamedTuple):
 
 
 @final
-class Carry(gymnasium.Env[Observation, NDArray[np.float32]]):
+class Carry(gymnasium.Env[Any, NDArray[np.float32]]):
     """Both arms, at 20 Hz; `poise/Carry-v0` leaves the right one to `Leader`.
 
     Actions are displacements of what the grippers are told, (6,) in cm within [-1, 1]: the left one's, then the right

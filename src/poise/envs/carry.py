@@ -29,7 +29,7 @@ from poise.envs.experts.carry import DT, LENGTH, ROOM, UNIT, Leader, away
 from poise.envs.kinematics import Floats, mujoco
 from poise.envs.partner import Partnered
 
-STEPS: Final = 300  # control steps of an episode by default; the expert needs 80 to 200
+STEPS: Final = 300  # control steps of an episode by default; the expert needs 60 to 200
 TOLERANCE: Final = 0.02  # m between the bar and the goal
 TILT: Final = 6.0  # degrees that the bar may be off the level
 STRETCH: Final = 0.025  # m that the grippers may be nearer or farther than its length
@@ -74,7 +74,7 @@ class _Totals(NamedTuple):
 
 
 @final
-class Carry(gymnasium.Env[Observation, NDArray[np.float32]]):
+class Carry(gymnasium.Env[Any, NDArray[np.float32]]):
     """Both arms, at 20 Hz; `poise/Carry-v0` leaves the right one to `Leader`.
 
     Actions are displacements of what the grippers are told, (6,) in cm within [-1, 1]: the left one's, then the right
@@ -84,10 +84,11 @@ class Carry(gymnasium.Env[Observation, NDArray[np.float32]]):
     bar. The goal is not among them.
 
     The bar within 2 cm of the goal for 0.4 s while the right gripper is at rest is success and terminates. So does
-    losing it, without success: more than 6 degrees off the level, 2.5 cm of stretch, or an end out of a hand. The reward is `clip(1 - distance / initial
-    distance, 0, 1)`, and exactly 1 on success. Infos hold `is_success` and `measures`, over the episode so far:
-    `synchrony_mm`, the mean length of e; `tilt_deg`, the mean tilt of the bar; `stretch_mm`, the largest stretch;
-    `waiting_mm_s`, the mean speed of the left gripper while the right one pauses; and `lost`, 0 or 1.
+    losing it, without success: more than 6 degrees off the level, 2.5 cm of stretch, or an end out of a hand. The
+    reward is `clip(1 - distance / initial distance, 0, 1)`, and exactly 1 on success. Infos hold `is_success` and
+    `measures`, over the episode so far: `synchrony_mm`, the mean length of e; `tilt_deg`, the mean tilt of the bar;
+    `stretch_mm`, the largest stretch; `waiting_mm_s`, the mean speed of the left gripper while the right one pauses;
+    and `lost`, 0 or 1.
 
     Seed `s` gives the same episode whatever came before it; a reset without a seed continues the stream. An episode
     that is over stays as it is, and repeats its last step, until it is reset.

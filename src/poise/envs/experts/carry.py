@@ -27,8 +27,8 @@ PAUSES: Final = (0.4, 1.0)  # s
 OFTEN: Final = 0.5  # of the places on the way where the leader pauses
 NEAREST: Final = 0.08  # m between one place and the next
 ROUND: Final = 0.25  # s
-LAG: Final = 0.25  # s: of the follower's arm, and of what it sees of the other
-GAIN: Final = 0.4  # of the difference, in one control step
+LAG: Final = 0.15  # s: of the follower's arm, and of what it sees of the other
+GAIN: Final = 0.3  # of the difference, in one control step
 
 Floats = NDArray[np.float64]
 

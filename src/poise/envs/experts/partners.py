@@ -15,7 +15,7 @@ DELAY: Final = (0.0, 1.0)  # s before it moves
 SPEED: Final = (0.1, 0.22)  # m/s
 DURATION: Final = (0.5, 1.5)  # s, of a pause, and of a withdrawal once it is back
 PATIENCE: Final = (0.1, 0.5)  # s that an offer stands before it is withdrawn
-BACK: Final = 0.1  # m that it is withdrawn by, in x
+BACK: Final = 0.09  # m, x of the tool that has withdrawn, out of reach
 CLOSE: Final = 0.05  # m from the cube where the receiver may have it, whatever the partner was about
 FIRM: Final = 0.016  # m from the cube where the receiver can hold it firmly
 FEELING: Final = (0.15, 0.4)  # s that the receiver must hold the cube before it is let go
@@ -60,7 +60,7 @@ class HandoverPartner:
         following = self._next()
         if following != self.stage:
             self.stage, self._since = following, 0
-        away = self.offer + (BACK, 0.0, 0.0)
+        away = np.array([BACK, *self.offer[1:]])
         goal = {"bring": self.offer, "offer": self.offer, "withdraw": away, "away": away}.get(self.stage, self._target)
         step, longest = goal - self._target, self.speed / RATE
         step *= min(1.0, longest / max(float(np.linalg.norm(step)), 1e-9))
@@ -87,7 +87,7 @@ class HandoverPartner:
             "wait": (self._since > self._delay, "bring"),
             "bring": (there, "offer"),
             "pause": (self._since > self._duration, "bring"),
-            "withdraw": (self._tool()[0] > self.offer[0] + BACK - _LAG, "away"),
+            "withdraw": (self._tool()[0] > BACK - _LAG, "away"),
             "away": (self._since > self._duration, "bring"),
         }
         changed, following = changes.get(self.stage, (False, self.stage))

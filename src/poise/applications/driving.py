@@ -57,6 +57,8 @@ class Driver:
         if self.noise < 0:
             raise ValueError(f"got a noise of {self.noise}, expected at least 0")
         self._envs = application.task.make(1)
+        space: Any = self._envs.single_action_space
+        self._limits = space.low, space.high
 
     def drive(self, seeds: Sequence[int]) -> Iterator[Driven]:
         """One attempt a seed; what happens depends on the seed alone."""
@@ -70,18 +72,18 @@ class Driver:
     def _drive(self, seed: int) -> Driven:
         task, generator = self.application.task, np.random.default_rng([seed, 1])
         envs: Any = self._envs
-        raw, _ = envs.reset(seed=[seed])
+        raw, infos = envs.reset(seed=[seed])
         self.expert.reset(envs.envs[0].unwrapped if isinstance(envs, SyncVectorEnv) else envs, seed)
         shaken, rho = [*self.application.shaken], np.exp(-1 / _CORRELATION)
         disturbance = self.noise * generator.standard_normal(len(shaken))
-        limits, steps, over = envs.single_action_space, [], False
+        steps, over = [], False
         while not over:
             action = np.asarray(self.expert.act({name: values[0] for name, values in raw.items()}), np.float32)
             seen = task.observe(raw)
             steps.append({name: seen[name][0] for name in self.application.features} | {"action": action})
             executed = action.copy()
             executed[shaken] += disturbance
-            raw, _, terminated, truncated, infos = envs.step(np.clip(executed, limits.low, limits.high)[None])
+            raw, _, terminated, truncated, infos = envs.step(np.clip(executed, *self._limits)[None])
             over = bool(terminated[0] or truncated[0])
             fresh = generator.standard_normal(len(shaken))
             disturbance = rho * disturbance + np.sqrt(1 - rho**2) * self.noise * fresh

@@ -51,7 +51,7 @@ class Application:
     modes: Mapping[int, str] = field(default_factory=dict)
     episodes: int = 100
     policy: Mapping[str, Any] = field(default_factory=dict)
-    training: TrainingSpec = TrainingSpec()
+    training: TrainingSpec = TrainingSpec(bfloat16=True)
 
     @property
     def file(self) -> Path:

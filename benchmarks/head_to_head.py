@@ -150,6 +150,7 @@ def main() -> None:
     parser.add_argument("--parts", type=int, default=4)
     parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--curve-episodes", type=int, default=500, help="of all checkpoints but the last of a side")
+    parser.add_argument("--own-episodes", type=int, default=500, help="of LeRobot's own scheduler, which takes long")
     parser.add_argument("--seed", type=int, default=100_000)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
@@ -178,7 +179,7 @@ def main() -> None:
                     chosen = policy.using(DDIM(bound=policy.spec.sampler.bound), evaluations=10)
                 row["figures"] = tried(chosen, task, arguments.seed, episodes, label)
                 if last and name == "LeRobot":
-                    row["own scheduler"] = tried(policy, task, arguments.seed, episodes, "LeRobot, own scheduler")
+                    row["own scheduler"] = tried(policy, task, arguments.seed, arguments.own_episodes, "own scheduler")
                 write(results, file)
     plot(results["rows"], arguments.out / "head_to_head.png")
     for name, rows in results["rows"].items():

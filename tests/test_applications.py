@@ -56,7 +56,13 @@ def row(value: float, low: float, high: float, entropies=(None, None), note=None
     }
     difference = {"value": value, "low": low, "high": high}
     told = {"name": "toy", "area": "toys", "about": "Play.", "demonstrations": 7, "note": note}
-    return {**told, "policies": policies, "expert": {**common, "mode_entropy": None}, "difference": difference}
+    return {
+        **told,
+        "policies": policies,
+        "expert": {**common, "mode_entropy": None},
+        "rivals": {},
+        "difference": difference,
+    }
 
 
 def test_every_application_has_a_recipe_file_and_every_file_an_application():

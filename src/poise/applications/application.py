@@ -30,6 +30,7 @@ class Application:
         action: Number of action dimensions.
         rate: Control steps a second.
         expert: Makes the expert.
+        rivals: Other scripted controllers that are tried beside it, by name.
         noise: Deviation of what disturbs the expert's actions in demonstrations, in units of the action.
         shaken: The dimensions of the action that it disturbs.
         modes: Names of the ways to do it, by the number that the environment tells; none where there is one way.
@@ -46,6 +47,7 @@ class Application:
     action: int
     rate: float
     expert: Callable[[], Expert]
+    rivals: Mapping[str, Callable[[], Expert]] = field(default_factory=dict)
     noise: float = 0.0
     shaken: tuple[int, ...] = ()
     modes: Mapping[int, str] = field(default_factory=dict)

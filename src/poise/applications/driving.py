@@ -30,6 +30,7 @@ class Driven:
         seed: Of the environment, the expert and the noise.
         success: Whether the environment said so at the end.
         stage: Where the expert ended.
+        collision: Where the environment tells, else None.
         mode: The way it took, where the environment tells, else None.
         rows: Features and `action`, `(steps, ...)`.
         measures: What else the environment measured.
@@ -38,6 +39,7 @@ class Driven:
     seed: int
     success: bool
     stage: str
+    collision: bool | None
     mode: int | None
     rows: dict[str, NDArray[Any]]
     measures: dict[str, float]
@@ -91,6 +93,7 @@ class Driver:
             seed=seed,
             success=bool(infos["is_success"][0]),
             stage=self.expert.stage,
+            collision=bool(infos["collision"][0]) if "collision" in infos else None,
             mode=int(infos["mode"][0]) if "mode" in infos else None,
             rows={name: np.stack([step[name] for step in steps]) for name in steps[0]},
             measures={name: float(values[0]) for name, values in infos.get("measures", {}).items() if name[0] != "_"},

@@ -38,7 +38,7 @@ class Attempts:
 
     def run(self) -> list[Driven]:
         """The attempts, as this process drives them."""
-        return list(driven(find(self.task), self.noise, self.seeds))
+        return list(attempts(find(self.task), self.noise, self.seeds))
 
 
 @dataclass(frozen=True)
@@ -133,15 +133,15 @@ def gathered(
             f"got {count} episodes from seed {seed}, which may need seeds up to {seeds[-1]}, expected them below "
             f"{_EVALUATION}: those from there on are for evaluation"
         )
-    attempts = driven(application, noise, seeds)
+    tried = attempts(application, noise, seeds)
     if workers.apart:
         chunks = [Attempts(application.name, noise, seeds[k : k + chunk]) for k in range(0, len(seeds), chunk)]
-        attempts = _apart(workers.start(), chunks)
-    with closing(attempts):
-        return _selected(application, attempts, count)
+        tried = _apart(workers.start(), chunks)
+    with closing(tried):
+        return _selected(application, tried, count)
 
 
-def driven(application: Application, noise: float | None, seeds: Sequence[int]) -> Generator[Driven, None, None]:
+def attempts(application: Application, noise: float | None, seeds: Sequence[int]) -> Generator[Driven, None, None]:
     """The attempts of seeds in this process."""
     driver = Driver(application, noise)
     try:
@@ -205,4 +205,4 @@ def ways(application: Application, modes: Sequence[int]) -> str:
     return f"{shares}. Entropy {even:.2f} of that of equal shares"
 
 
-__all__ = ["Attempts", "Collected", "collect", "driven", "ended", "gathered", "ways"]
+__all__ = ["Attempts", "Collected", "attempts", "collect", "ended", "gathered", "ways"]

@@ -14,7 +14,7 @@ from matplotlib.image import imsave
 from numpy.typing import NDArray
 
 from poise.applications import Application, Driven, find
-from poise.cli.collect import driven, ended
+from poise.cli.collect import attempts, ended
 from poise.cli.engines import Pinned
 from poise.cli.fitting import Job, fit
 from poise.cli.machine import machine
@@ -24,7 +24,7 @@ from poise.data.video import write_video
 from poise.evaluation import Episode, entropy, film, latency, rollout, summary, wilson
 from poise.evaluation.applications_page import FILM, STRIP
 from poise.evaluation.paired import rate_difference
-from poise.evaluation.statistics import finite_mean
+from poise.evaluation.statistics import finite_mean, jerk
 from poise.plain import to_plain
 from poise.policies import DiffusionPolicy, Policy, Regression, load
 from poise.recipe import Recipe
@@ -106,7 +106,10 @@ def run(case: Case) -> None:
         recipe = case.effort.of(application.recipe())
         shown = recipe.read(data)
         reference = entropy(_modes(shown)) if application.modes else None
-        expert = _expert(application, case.effort.seeds, reference)
+        makers = {"expert": application.expert, **application.rivals}
+        scripted = {
+            name: _driven(replace(application, expert=m), case.effort.seeds, reference) for name, m in makers.items()
+        }
         figures: dict[str, dict[str, Any]] = {}
         episodes: dict[str, list[Episode]] = {}
         for name in POLICIES:
@@ -120,7 +123,8 @@ def run(case: Case) -> None:
             **{name: getattr(application, name) for name in ("name", "area", "about")},
             "demonstrations": len(shown),
             "policies": figures,
-            "expert": expert,
+            "expert": scripted.pop("expert"),
+            "rivals": scripted,
             "won": won,
             "difference": rate_difference(won["diffusion"], won["regression"])._asdict(),
             "note": filmed(case, load(case.folder / "diffusion"), episodes["diffusion"]),
@@ -147,9 +151,9 @@ def _modes(episodes: Episodes) -> NDArray[np.int64]:
     return episodes.features["mode"][episodes.starts, 0].astype(np.int64)
 
 
-def _expert(application: Application, seeds: Sequence[int], reference: float | None) -> dict[str, Any]:
-    """What the expert does on the seeds, undisturbed."""
-    tried = [replace(one, rows={}) for one in driven(application, 0.0, seeds)]
+def _driven(application: Application, seeds: Sequence[int], reference: float | None) -> dict[str, Any]:
+    """What its expert does on the seeds, undisturbed."""
+    tried = list(attempts(application, 0.0, seeds))
     success = wilson(sum(one.success for one in tried), len(tried))
     modes = [one.mode for one in tried if one.success and one.mode is not None]
     return {
@@ -157,6 +161,8 @@ def _expert(application: Application, seeds: Sequence[int], reference: float | N
         "success_low": success.low,
         "success_high": success.high,
         "mode_entropy": entropy(modes) / reference if reference else None,
+        "collision": finite_mean([float(one.collision) for one in tried if one.collision is not None]),
+        "jerk": finite_mean([jerk(one.rows["action"]) for one in tried]),
         "measures": {name: finite_mean([one.measures[name] for one in tried]) for name in tried[0].measures},
         "failed": _failures(tried),
     }

@@ -28,9 +28,9 @@ def write_applications(
     Args:
         path: The HTML file.
         rows: Of each application: `name`, `area`, `about`, number of `demonstrations`, `policies` (diffusion and
-            regression: `poise.evaluation.summary` and `minutes`, `rate_hz`), the `expert` (success with its interval,
-            mode_entropy, measures), the `difference` of diffusion to regression (value, low, high) and the `note` where
-            there is no film.
+            regression: `poise.evaluation.summary` and `minutes`, `rate_hz`), the `expert` and its `rivals` by name
+            (success with its interval, mode_entropy, collision, jerk, measures), the `difference` of diffusion to
+            regression (value, low, high) and the `note` where there is no film.
         folders: Name -> where its film and its strip of pictures are.
         missing: Name -> why there are no results.
         footer: Small print.
@@ -103,8 +103,8 @@ def _strip(file: Path) -> Figure:
 
 
 def _measured(row: Row) -> Table:
-    """Everything that was measured of the two policies and the expert."""
-    who = {**row["policies"], "expert": row["expert"]}
+    """Everything that was measured of the two policies, the expert and its rivals."""
+    who = {**row["policies"], "expert": row["expert"], **row["rivals"]}
     names = dict.fromkeys(name for figures in who.values() for name in figures["measures"])
     lines = [
         ("success", *(_percent(figures["success"]) for figures in who.values())),

@@ -5,7 +5,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from poise.applications.application import Application
-from poise.envs.experts.avoid import AvoidExpert
+from poise.envs.experts.avoid import AvoidExpert, PotentialField
 from poise.evaluation import Task
 
 
@@ -25,6 +25,7 @@ avoid = Application(
     action=2,
     rate=10.0,
     expert=AvoidExpert,
+    rivals={"potential field": PotentialField},
     noise=0.1,
     shaken=(0, 1),
     episodes=2000,

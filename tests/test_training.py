@@ -8,9 +8,9 @@ import torch
 
 from poise.data import Episodes, Windows
 from poise.draws import Draws
-from poise.nn import MLP
+from poise.nn import MLP, Vector
 from poise.policies import DiffusionPolicy, PolicySpec, Regression
-from poise.training import EMA, Learner, TrainingSpec, train, validate
+from poise.training import EMA, Learner, TrainingSpec, loop, train, validate
 from poise.training.loop import Objective
 from poise.training.order import Order, noise_seed
 
@@ -54,6 +54,38 @@ def test_a_policy_learns_a_conditional_bimodal_distribution(windows, bfloat16):
         plans = average.policy.plan({"side": torch.full((400, 1, 1), side)})[:, 0, 0]
         assert (plans.abs() - side).abs().median() < 0.1
         assert 0.35 < (plans > 0).float().mean() < 0.65
+
+
+def test_a_training_is_compiled_when_it_is_asked_for(windows, monkeypatch):
+    """The attempt, at which compilation happens, is a pass of the first step, and changes nothing of the training."""
+    asked = []
+
+    def attempted(policy, attempt):
+        attempt()
+        asked.append(all(p.grad is not None for p in policy.parameters()))
+        policy.zero_grad()
+
+    monkeypatch.setattr(loop, "compiled", attempted)
+    few = dataclasses.replace(FAST, steps=3)
+    plain = weights(trained(windows, few))
+    assert not asked
+    assert torch.equal(weights(trained(windows, dataclasses.replace(few, compile=True))), plain)
+    assert asked == [True]
+
+
+def test_a_forgetful_training_encodes_twice_for_the_same_gradient(windows):
+    found = []
+    for forgetful in (False, True):
+        torch.manual_seed(0)
+        policy, calls = DiffusionPolicy(dataclasses.replace(SPEC, encoder=Vector(width=8))), []
+        policy.fit(windows)
+        policy.encoder.register_forward_pre_hook(lambda *_, calls=calls: calls.append(None))
+        learned = Learner(policy, dataclasses.replace(FAST, steps=3, forgetful=forgetful))
+        for _ in train(learned, windows):
+            pass
+        assert len(calls) == (6 if forgetful else 3)
+        found.append(weights(learned))
+    assert torch.equal(*found)
 
 
 def test_padding_counts_unless_it_is_masked(windows):

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from poise.data import Batch, Windows
 from poise.draws import Draws
 from poise.policies import Policy
 from poise.training.clock import Clock
+from poise.training.compiling import compiled
 from poise.training.learner import Learner
 from poise.training.order import Order, noise_seed, seed_of
 from poise.training.validation import Validation, validate
@@ -130,10 +132,12 @@ class _Step:
         _check_parts(learner)
         spec, self._processes = learner.spec, learner.processes
         self._learner, self._windows, self._order = learner, windows, Order(len(windows), spec.batch, spec.seed)
+        self._generator, self.clock = torch.Generator(learner.device), Clock(learner.device)
         objective = Objective(learner.policy, loss, spec.mask_padding)
+        learner.policy.forgetful = spec.forgetful
+        if spec.compile:
+            compiled(learner.policy, partial(self._attempt, objective))
         self._objective = self._processes.prepare(objective, learner.optimiser, learner.average.policy)
-        self._generator = torch.Generator(learner.device)
-        self.clock = Clock(learner.device)
 
     def __call__(self, rate: float) -> tuple[float, float, Tensor]:
         """Take the step if loss and norm are finite, which it returns with the indices of the windows."""
@@ -156,6 +160,18 @@ class _Step:
         clock.lap("optimiser")
         return value, norm, indices
 
+    def _attempt(self, objective: Objective) -> None:
+        """Forward and backward of the first part of a step, which is when it is compiled."""
+        indices = self._order(self._learner.step)
+        part = indices.tensor_split(self._processes.count * self._learner.spec.accumulate)[0]
+        self._learner.policy.train()
+        self._share(objective, self._windows[part.to(self._windows.device)], 0, len(indices)).backward()
+
+    def _share(self, objective: nn.Module, batch: Batch, start: int, total: int) -> Tensor:
+        """The loss of a batch whose rows are those from `start` on of `total`."""
+        with torch.autocast(self._learner.device.type, torch.bfloat16, enabled=self._learner.spec.bfloat16):
+            return objective(batch, self._draws(start, total))
+
     def _total(self, indices: Tensor) -> int:
         """Steps of actions in the batch, over all processes, that the loss is the mean of."""
         if self._learner.spec.mask_padding:
@@ -173,8 +189,7 @@ class _Step:
             batch = self._windows[part.to(self._windows.device)]
             clock.lap("data")
             with processes.alone(self._objective) if part is not mine[-1] else nullcontext():
-                with torch.autocast(self._learner.device.type, torch.bfloat16, enabled=spec.bfloat16):
-                    share = self._objective(batch, self._draws(start, len(indices)))
+                share = self._share(self._objective, batch, start, len(indices))
                 clock.lap("forward")
                 (share * (processes.count / total)).backward()
                 clock.lap("backward")

@@ -23,8 +23,8 @@ VERBS = {
     "applications": Verb(
         "applications",
         "applications_suite",
-        "Run the tasks that robots are known for: demonstrations, training, closed loop, and one page; --list names "
-        "them.",
+        "Run applications: collect demonstrations, train diffusion and regression, try both in closed loop, write a "
+        "page.",
     ),
     "bench": Verb(
         "bench",

@@ -1,5 +1,7 @@
 """Pictures of a MuJoCo simulation by named cameras of different sizes, fast enough for every control step."""
 
+import sys
+import traceback
 from collections.abc import Mapping
 from typing import Any, final
 
@@ -36,14 +38,7 @@ class Cameras:
         screen.offwidth = max(screen.offwidth, *sizes.values())
         screen.offheight = max(screen.offheight, *sizes.values())
         for name, size in sizes.items():
-            try:
-                renderer = mujoco.Renderer(model, size, size)
-            except Exception as error:  # each platform of OpenGL has errors of its own
-                raise RuntimeError(
-                    f"MuJoCo cannot render on this machine ({error or type(error).__name__}), expected OpenGL: without "
-                    "a screen, apt-get install libosmesa6 and set MUJOCO_GL=osmesa (with a GPU also MUJOCO_GL=egl) "
-                    "before Python starts"
-                ) from error
+            renderer = _renderer(model, size)
             for costly in (_FLAGS.mjRND_SHADOW, _FLAGS.mjRND_REFLECTION):
                 renderer.scene.flags[costly] = 0
             self._renderers[name] = renderer
@@ -65,6 +60,20 @@ class Cameras:
 
     def __del__(self) -> None:
         self.close()
+
+
+def _renderer(model: Any, size: int) -> Any:
+    try:
+        return mujoco.Renderer(model, size, size)
+    except Exception as error:  # each platform of OpenGL has errors of its own
+        reason, hook = str(error) or type(error).__name__, sys.unraisablehook
+        sys.unraisablehook = lambda _: None  # what MuJoCo has half made complains as it is freed
+        traceback.clear_frames(error.__traceback__)
+        sys.unraisablehook = hook
+    raise RuntimeError(
+        f"MuJoCo cannot render on this machine ({reason}), expected OpenGL: without a screen, apt-get install "
+        "libosmesa6 and set MUJOCO_GL=osmesa (with a GPU also MUJOCO_GL=egl) before Python starts"
+    )
 
 
 __all__ = ["Cameras"]

@@ -33,7 +33,7 @@ def assert_learnable(name, attempts):
 def rendering():
     try:
         MetaWorld(render_mode="rgb_array").close()
-    except RuntimeError as error:
+    except OSError as error:
         pytest.skip(str(error))
 
 

@@ -40,8 +40,8 @@ def applications_suite(
         poise applications --minutes 15 --jobs 2
 
     Demonstrations that poise collect has written are used as they are. Interrupted, the same command goes on: what is
-    finished is run again only if its settings or demonstrations have changed. A task whose extra is not installed is
-    skipped.
+    finished is run again only if its settings or demonstrations have changed. A task whose extra is not installed, or whose
+    pictures cannot be drawn here, is skipped.
 
     Args:
         names: Of the applications; without them all.
@@ -63,10 +63,12 @@ def applications_suite(
     for application in chosen:
         try:
             application.task.make(1).close()
+        except (ImportError, OSError) as error:  # an extra that is not installed, pictures that cannot be drawn
+            missing[application.name] = f"skipped, for {error}"
+            continue
+        try:
             data = _data(application, out / application.name if smoke else None, workers)
             cases.append(Case(application.name, data, out / application.name, effort))
-        except ImportError as error:
-            missing[application.name] = f"skipped, for {error}"
         except (ValueError, OSError) as error:
             failures[application.name] = str(error)
     failures |= run_missing(workers.start(effort.threads), run, cases)

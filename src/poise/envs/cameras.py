@@ -21,7 +21,7 @@ class Cameras:
         sizes: Name of a camera of the model -> height and width of its square pictures in pixels.
 
     Raises:
-        RuntimeError: There is no renderer on this machine.
+        OSError: There is no renderer on this machine.
         ValueError: No such camera, or a size below 1.
     """
 
@@ -70,7 +70,7 @@ def _renderer(model: Any, size: int) -> Any:
         sys.unraisablehook = lambda _: None  # what MuJoCo has half made complains as it is freed
         traceback.clear_frames(error.__traceback__)
         sys.unraisablehook = hook
-    raise RuntimeError(
+    raise OSError(
         f"MuJoCo cannot render on this machine ({reason}), expected OpenGL: without a screen, apt-get install "
         "libosmesa6 and set MUJOCO_GL=osmesa (with a GPU also MUJOCO_GL=egl) before Python starts"
     )

@@ -110,7 +110,7 @@ class Carry(gymnasium.Env[Any, NDArray[np.float32]]):
 
         Raises:
             ImportError: The extra `manipulation` is missing.
-            RuntimeError: MuJoCo cannot draw here, where a render mode asks for it.
+            OSError: MuJoCo cannot draw here, where a render mode asks for it.
             ValueError: No step, or another render mode.
         """
         if max_steps < 1 or render_mode not in (None, "rgb_array"):

@@ -96,7 +96,7 @@ class Handover(gymnasium.Env[Any, NDArray[np.float32]]):
 
         Raises:
             ImportError: The extra `manipulation` is missing.
-            RuntimeError: Pictures are asked for where MuJoCo cannot draw.
+            OSError: Pictures are asked for where MuJoCo cannot draw.
             ValueError: No step at all, or no camera of that name.
         """
         if max_steps < 1:

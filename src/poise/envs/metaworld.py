@@ -87,7 +87,7 @@ class MetaWorld(gymnasium.Env[Any, NDArray[np.float32]]):
         Raises:
             ImportError: The extra `manipulation` is missing.
             ValueError: No task or camera of that name, or more steps than metaworld allows.
-            RuntimeError: There is no renderer on this machine, but there is something to render.
+            OSError: There is no renderer on this machine, but there is something to render.
         """
         known = _library().env_dict.ALL_V3_ENVIRONMENTS
         _known_task(task, known)

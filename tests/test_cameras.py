@@ -5,6 +5,7 @@ import pytest
 
 mujoco = pytest.importorskip("mujoco", reason="the extra manipulation is not installed")
 
+from poise.envs import cameras
 from poise.envs.cameras import Cameras  # noqa: E402
 
 SCENE = """<mujoco><worldbody>
@@ -54,12 +55,18 @@ def test_a_renderer_that_is_closed_or_forgotten_leaves_the_others_alone(model, d
 
 
 def test_where_there_is_no_renderer_the_remedy_is_named(model, monkeypatch):
+    attempts = []
+
     def broken(*_):
+        attempts.append(None)
         raise mujoco.FatalError("gladLoadGL error")
 
     monkeypatch.setattr(mujoco, "Renderer", broken)
-    with pytest.raises(OSError, match=r"cannot render .*gladLoadGL.* apt-get install libosmesa6 .*MUJOCO_GL=osmesa"):
-        Cameras(model, {"above": 8})
+    monkeypatch.setattr(cameras, "_broken", [])
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"cannot render .*gladLoadGL.* install libosmesa6 .*MUJOCO_GL=osmesa"):
+            Cameras(model, {"above": 8})
+    assert len(attempts) == 1  # MuJoCo may end the process at a second one
 
 
 def test_cameras_that_do_not_exist_are_told(model):

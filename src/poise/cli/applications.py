@@ -40,8 +40,8 @@ def applications_suite(
         poise applications --minutes 15 --jobs 2
 
     Demonstrations that poise collect has written are used as they are. Interrupted, the same command goes on: what is
-    finished is run again only if its settings or demonstrations have changed. A task whose extra is not installed, or whose
-    pictures cannot be drawn here, is skipped.
+    finished is run again only if its settings or demonstrations have changed. A task whose extra is not installed, or
+    whose pictures cannot be drawn here, is skipped.
 
     Args:
         names: Of the applications; without them all.

@@ -9,6 +9,9 @@ import mujoco
 import numpy as np
 from numpy.typing import NDArray
 
+_broken: list[str] = []
+"""Why no renderer can be made: MuJoCo may end the process at a second attempt."""
+
 _FLAGS: Any = mujoco.mjtRndFlag  # pyright: ignore[reportAttributeAccessIssue]
 
 
@@ -63,15 +66,17 @@ class Cameras:
 
 
 def _renderer(model: Any, size: int) -> Any:
-    try:
-        return mujoco.Renderer(model, size, size)
-    except Exception as error:  # each platform of OpenGL has errors of its own
-        reason, hook = str(error) or type(error).__name__, sys.unraisablehook
-        sys.unraisablehook = lambda _: None  # what MuJoCo has half made complains as it is freed
-        traceback.clear_frames(error.__traceback__)
-        sys.unraisablehook = hook
+    if not _broken:
+        try:
+            return mujoco.Renderer(model, size, size)
+        except Exception as error:  # each platform of OpenGL has errors of its own
+            _broken.append(str(error) or type(error).__name__)
+            hook = sys.unraisablehook
+            sys.unraisablehook = lambda _: None  # what MuJoCo has half made complains as it is freed
+            traceback.clear_frames(error.__traceback__)
+            sys.unraisablehook = hook
     raise OSError(
-        f"MuJoCo cannot render on this machine ({reason}), expected OpenGL: without a screen, apt-get install "
+        f"MuJoCo cannot render on this machine ({_broken[0]}), expected OpenGL: without a screen, apt-get install "
         "libosmesa6 and set MUJOCO_GL=osmesa (with a GPU also MUJOCO_GL=egl) before Python starts"
     )
 

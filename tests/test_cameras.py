@@ -5,7 +5,7 @@ import pytest
 
 mujoco = pytest.importorskip("mujoco", reason="the extra manipulation is not installed")
 
-from poise.envs import cameras
+from poise.envs import cameras  # noqa: E402
 from poise.envs.cameras import Cameras  # noqa: E402
 
 SCENE = """<mujoco><worldbody>

@@ -61,10 +61,8 @@ def applications_suite(
         out, effort = out / "smoke", replace(effort, steps=5, episodes=2, pictures=8)
     begin, cases, missing, failures = time.perf_counter(), [], {}, {}
     for application in chosen:
-        try:
-            application.task.make(1).close()
-        except (ImportError, OSError) as error:  # an extra that is not installed, pictures that cannot be drawn
-            missing[application.name] = f"skipped, for {error}"
+        if (why := _absent(application)) is not None:
+            missing[application.name] = f"skipped, for {why}"
             continue
         try:
             data = _data(application, out / application.name if smoke else None, workers)
@@ -76,6 +74,15 @@ def applications_suite(
     if failures:
         print(f"poise: {len(failures)} of {len(chosen)} tasks failed; their logs are under {out}", file=sys.stderr)
         sys.exit(1)
+
+
+def _absent(application: Application) -> str | None:
+    """Why the task cannot run here: its extra is not installed, or its pictures cannot be drawn."""
+    try:
+        application.task.make(1).close()
+    except (ImportError, OSError) as error:
+        return str(error)
+    return None
 
 
 def _data(application: Application, folder: Path | None, workers: Workers) -> Pinned:

@@ -20,7 +20,7 @@ from numpy.typing import ArrayLike, NDArray
 from poise.envs.drawing import draw_frame
 from poise.envs.maps import GOAL_RADIUS, Map
 from poise.envs.navigate import DT, SUBSTEPS, advance, approach
-from poise.envs.slots import check_arguments, reset_rows, seed_list, velocities
+from poise.envs.slots import begin_streams, check_arguments, reset_rows, velocities
 
 ARENA: Final = Map(obstacles=())
 DISCS: Final = 6
@@ -105,11 +105,9 @@ class Avoid(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         Returns:
             Observations and infos of all environments, also of those that were not reset.
         """
-        seeds = seed_list(seed, self.num_envs)
         rows = reset_rows(options, self.num_envs)
+        begin_streams(self._generators, seed, rows, self.num_envs)
         for i in rows:
-            if seeds[i] is not None or i not in self._generators:
-                self._generators[i] = np.random.default_rng(seeds[i])
             self._place(i, self._generators[i])
         for array in (self._velocity, self._reward, self._steps, self._success, self._collision, self._truncated):
             array[rows] = 0

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from poise.envs.drawing import draw_frame
 from poise.envs.maps import GOAL_RADIUS, THREE_DISCS, Map, Maps
 from poise.envs.shortest import shortest
-from poise.envs.slots import check_arguments, reset_rows, seed_list, velocities
+from poise.envs.slots import begin_streams, check_arguments, reset_rows, velocities
 
 DT: Final = 0.1  # s, one control step
 TAU: Final = 0.2  # s, lag of the robot behind its command
@@ -128,11 +128,9 @@ class Navigate(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
         Returns:
             Observations and infos of all environments, also of those that were not reset.
         """
-        seeds = seed_list(seed, self.num_envs)
         rows = reset_rows(options, self.num_envs)
+        begin_streams(self._generators, seed, rows, self.num_envs)
         for i in rows:
-            if seeds[i] is not None or i not in self._generators:
-                self._generators[i] = np.random.default_rng(seeds[i])
             self._maps[i] = self._world.draw(self._generators[i])
             self._discs[i] = np.reshape(self._maps[i].obstacles, (-1, 3))
         unit = np.array([self._generators[i].random((2, 2)) for i in rows])

@@ -7,7 +7,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import ArrayLike, NDArray
 
 
-def seed_list(seed: int | list[int | None] | None, count: int) -> list[int | None]:
+def _seed_list(seed: int | list[int | None] | None, count: int) -> list[int | None]:
     """One seed a slot: an int `s` seeds slot `i` with `s + i`, None leaves every slot its stream.
 
     Raises:
@@ -38,6 +38,20 @@ def reset_rows(options: dict[str, Any] | None, count: int) -> list[int]:
             "some True. Skip the reset when there is nothing to reset."
         )
     return np.flatnonzero(mask).tolist()
+
+
+def begin_streams(
+    generators: dict[int, np.random.Generator], seed: int | list[int | None] | None, rows: list[int], count: int
+) -> None:
+    """Seed the streams of the slots `rows` of `count`; a slot without a seed goes on with its own, if it has one.
+
+    Raises:
+        ValueError: A list of seeds of another length.
+    """
+    seeds = _seed_list(seed, count)
+    for i in rows:
+        if seeds[i] is not None or i not in generators:
+            generators[i] = np.random.default_rng(seeds[i])
 
 
 def velocities(actions: ArrayLike, begun: NDArray[np.bool_]) -> NDArray[np.float64]:
@@ -74,4 +88,4 @@ def check_arguments(num_envs: int, max_episode_steps: int, render_mode: str | No
         raise ValueError(f"render_mode is {render_mode!r}; expected 'rgb_array' or None.")
 
 
-__all__ = ["check_arguments", "reset_rows", "seed_list", "velocities"]
+__all__ = ["begin_streams", "check_arguments", "reset_rows", "velocities"]

@@ -17,8 +17,8 @@ if importlib.util.find_spec("gym_aloha") is None:
 
 from poise.envs.aloha import BASES, Aloha, pointing  # noqa: E402
 from poise.envs.experts.aloha import HandoverExpert  # noqa: E402
-from poise.envs.experts.partners import HandoverPartner  # noqa: E402
-from poise.envs.handover import UNIT, Handover, with_partner  # noqa: E402
+from poise.envs.experts.partners import UNIT, HandoverPartner  # noqa: E402
+from poise.envs.handover import Handover, with_partner  # noqa: E402
 
 APPLICATION = find("handover")
 STILL = np.array([0.0, 0.0, 0.0, -1.0])  # a receiver that does nothing, its gripper open

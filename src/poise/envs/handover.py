@@ -16,12 +16,10 @@ from numpy.typing import NDArray
 from poise.envs.aloha import Aloha, pointing
 from poise.envs.cameras import Cameras
 from poise.envs.episodic import Episodic, Observation
-from poise.envs.experts.partners import HandoverPartner
+from poise.envs.experts.partners import RATE, UNIT, HandoverPartner
 from poise.envs.partner import Partnered
 
-RATE: Final = 20  # control steps a second
 STEPS: Final = 300  # control steps of an episode at most; the expert needs 60 to 220
-UNIT: Final = 0.015  # m that a tool's target moves for an action of 1
 LEASH: Final = 0.04  # m from the tool that its target may be
 ZONE: Final = 0.06  # m: a cube that stands still at a smaller x is offered
 APART: Final = 0.08  # m between the tools, of a handover that is done
@@ -217,9 +215,7 @@ __all__ = [
     "HIGH",
     "LEASH",
     "LOW",
-    "RATE",
     "STEPS",
-    "UNIT",
     "ZONE",
     "Handover",
     "with_partner",

@@ -1,6 +1,6 @@
 """One default recipe, unchanged but for shapes, on Push-T, Navigate and two tasks of Meta-World.
 
-    poise collect pick-place && poise collect assembly
+    poise collect navigate && poise collect pick-place && poise collect assembly
     python benchmarks/default_recipe.py --data pusht_cchi_v7_replay.zarr --minutes 20
 
 Needs the extras `pusht`, `zarr` and `manipulation`. Every policy is `PolicySpec(observations, action)`, trained by

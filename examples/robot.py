@@ -1,6 +1,7 @@
 """A robot and its policy server in two processes, and faults between them: what does the robot do?
 
-    poise train recipes/navigate.py --training.steps 300
+    poise collect navigate --episodes 100
+    poise train recipes/applications/navigate.py --training.steps 300
     python examples/robot.py out/navigate --seconds 20 --latency-ms 50 --drop 4 --kill-server-at 8 --nan 12
 
 Three hundred steps take about a minute and make a poor driver, which is enough here. The robot is the simulated one of
@@ -219,7 +220,7 @@ def main(
     """Drive a simulated robot by a policy of the Navigate recipe, and let things go wrong.
 
     Args:
-        checkpoint: A file or directory of `poise train recipes/navigate.py`.
+        checkpoint: A file or directory of `poise train recipes/applications/navigate.py`.
         faults: What goes wrong.
         seconds: How long to drive.
         max_age: Seconds; an action from an older observation is not executed.

@@ -17,8 +17,8 @@ if importlib.util.find_spec("gym_aloha") is None:
 
 from poise.envs.aloha import BASES, Aloha, pointing  # noqa: E402
 from poise.envs.experts.aloha import HandoverExpert  # noqa: E402
-from poise.envs.experts.partners import HandoverPartner  # noqa: E402
-from poise.envs.handover import UNIT, Handover, with_partner  # noqa: E402
+from poise.envs.experts.partners import UNIT, HandoverPartner  # noqa: E402
+from poise.envs.handover import Handover, with_partner  # noqa: E402
 
 APPLICATION = find("handover")
 STILL = np.array([0.0, 0.0, 0.0, -1.0])  # a receiver that does nothing, its gripper open
@@ -199,7 +199,7 @@ def test_the_environment_is_registered_and_checks_its_arguments():
     assert env.action_space.shape == (4,)
     env.reset(seed=0)
     assert [env.step(STILL)[3] for _ in range(3)] == [False, False, True]
-    with pytest.raises(ValueError, match="got max_steps=0, expected at least 1"):
+    with pytest.raises(ValueError, match="got max_steps=0 and render_mode=None, expected at least 1 step"):
         Handover(max_steps=0)
     with pytest.raises(ResetNeeded, match="call reset"):
         Handover().step(np.zeros(8))

@@ -66,6 +66,7 @@ def test_where_there_is_no_renderer_the_remedy_is_named(model, monkeypatch):
     for _ in range(2):
         with pytest.raises(OSError, match=r"cannot render .*gladLoadGL.* install libosmesa6 .*MUJOCO_GL=osmesa"):
             Cameras(model, {"above": 8})
+    assert not Cameras(model, {}).look(None), "what has no pictures needs no renderer"
     assert len(attempts) == 1  # MuJoCo may end the process at a second one
 
 

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 
 from poise.cli import main
+from poise.cli.collect import collect
 from poise.data import Episodes, Facts, Role, read, write
 
-RECIPES = Path(__file__).parents[1] / "recipes"
+RECIPE = Path(__file__).parents[1] / "recipes/applications/navigate.py"
 
 
 def run(monkeypatch, *arguments: object) -> None:
@@ -174,18 +175,20 @@ def test_plot_draws_data_with_nan(broken, tmp_path, monkeypatch):
 
 
 def test_replay_reports_the_deviation_and_writes_it(tmp_path, monkeypatch, capsys):
-    arguments = "replay", "--recipe", RECIPES / "navigate.py", "--episodes", 2, "--tolerance", 1e-6
+    monkeypatch.chdir(tmp_path)
+    collect("navigate", episodes=4)
+    arguments = "replay", "--recipe", RECIPE, "--episodes", 2, "--tolerance", 1e-6
     run(monkeypatch, *arguments, "--json", tmp_path / "replay.json")
     said = capsys.readouterr().out
-    assert "position  0.1" in said
-    assert "0 of 2" in said, "the recipe's actions were recorded before noise was added"
+    assert "position  0.0" in said
+    assert "0 of 2" in said, "the actions were recorded before noise was added"
     results = json.loads((tmp_path / "replay.json").read_text())
     assert [one["episode"] for one in results["episodes"]] == [0, 1]
     deviation = results["episodes"][0]["deviation"]["position"]
     assert deviation[0] == 0
     assert results["episodes"][0]["left"]["position"] == int(np.flatnonzero(np.array(deviation) > 1e-6)[0])
     assert status(monkeypatch, *arguments, tmp_path / "absent.npz") == 2
-    assert "got the data" in capsys.readouterr().err
+    assert "expected demonstrations of navigate" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", ["info", "validate", "stats", "plot", "convert", "pack", "replay"])

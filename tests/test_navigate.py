@@ -10,7 +10,8 @@ from gymnasium.vector import AutoresetMode
 from numpy.typing import NDArray
 
 from poise.envs import Map, Navigate, NavigateExpert, demonstrate, draw_frame, routes
-from poise.envs.navigate import DT, GOAL_RADIUS, SUBSTEPS, TAU, advance
+from poise.envs.maps import GOAL_RADIUS
+from poise.envs.point import DT, SUBSTEPS, TAU, advance
 
 Floats = NDArray[np.float64]
 

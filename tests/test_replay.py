@@ -4,6 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from poise.applications import Driver, find
+from poise.applications.driving import joined
 from poise.data import Episodes, Facts, Role
 from poise.envs import Map, Navigate, NavigateExpert
 from poise.evaluation import Task
@@ -11,7 +13,7 @@ from poise.evaluation.replay import replay
 from poise.recipe import load_recipe
 
 RECIPES = Path(__file__).parents[1] / "recipes"
-NAVIGATE = load_recipe(RECIPES / "navigate.py").task
+NAVIGATE = find("navigate").task
 
 
 def recorded(task: Task, seeds, driver, horizon: int, reward: bool = False) -> Episodes:
@@ -98,10 +100,9 @@ def test_a_replay_that_the_environment_ends_is_compared_as_far_as_it_went(driven
     assert one.reward < one.recorded_reward
 
 
-def test_actions_of_the_recipe_were_recorded_before_noise_was_added_and_say_so():
-    recipe = load_recipe(RECIPES / "navigate.py")
-    data = recipe.read(None)
-    (one,) = replay(recipe.task, data, [0])
+def test_actions_of_an_expert_were_recorded_before_noise_was_added_and_say_so():
+    application = find("navigate")
+    (one,) = replay(NAVIGATE, joined(application, [*Driver(application).drive([0])]), [0])
     assert one.deviation["position"][0] == 0
     assert 0.01 < one.largest("position") < 1
 

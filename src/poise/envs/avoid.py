@@ -11,16 +11,11 @@ between `-l` and `l`, the walls less the radius of the disc.
 from typing import Any, Final, final
 
 import numpy as np
-from gymnasium.spaces import Box, Dict
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
+from gymnasium.spaces import Box
 from numpy.linalg import norm
-from numpy.typing import ArrayLike, NDArray
 
-from poise.envs.drawing import draw_frame
-from poise.envs.maps import GOAL_RADIUS, Map
-from poise.envs.navigate import DT, SUBSTEPS, advance, approach
-from poise.envs.slots import begin_streams, check_arguments, reset_rows, velocities
+from poise.envs.maps import Map
+from poise.envs.point import DT, SUBSTEPS, Bools, Floats, Integers, PointRobots, approach
 
 ARENA: Final = Map(obstacles=())
 DISCS: Final = 6
@@ -28,10 +23,6 @@ RADII: Final = 0.07, 0.12  # m
 SPEEDS: Final = 0.15, 0.40  # m/s
 FAR: Final = 0.30  # m between robot and discs at the start
 _HALF: Final = np.array([ARENA.half_width, ARENA.half_height])
-
-Floats = NDArray[np.float64]
-Bools = NDArray[np.bool_]
-Observation = dict[str, NDArray[np.float32]]
 
 
 def bounce(centre: Floats, velocity: Floats, radius: Floats, duration: float | Floats) -> tuple[Floats, Floats]:
@@ -46,7 +37,7 @@ def bounce(centre: Floats, velocity: Floats, radius: Floats, duration: float | F
 
 
 @final
-class Avoid(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
+class Avoid(PointRobots):
     """Drive point robots past moving discs from the left of an arena to a goal on the right, at 10 Hz.
 
     Actions are commanded velocities in m/s (N, 2), clipped to [-1, 1]. Observations are `position`, `velocity`, `goal`
@@ -61,12 +52,6 @@ class Avoid(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
     Nothing is reset by itself; seeds, partial resets and finished environments are as in `Navigate`.
     """
 
-    metadata = {
-        "autoreset_mode": AutoresetMode.DISABLED,
-        "render_modes": ["rgb_array"],
-        "render_fps": round(1 / DT),
-    }
-
     def __init__(self, num_envs: int = 1, max_episode_steps: int = 120, render_mode: str | None = None) -> None:
         """Make `num_envs` robots, each alone in its own arena.
 
@@ -75,123 +60,48 @@ class Avoid(VectorEnv[Observation, NDArray[np.float32], NDArray[Any]]):
             max_episode_steps: control steps (of 0.1 s) after which an episode is truncated.
             render_mode: `"rgb_array"`, or None.
         """
-        check_arguments(num_envs, max_episode_steps, render_mode)
-        self.num_envs, self.max_episode_steps, self.render_mode = num_envs, max_episode_steps, render_mode
-        arena, unit = _HALF.astype(np.float32), Box(-1, 1, (2,))
-        far = np.tile(np.array([*2 * arena, 1, 1, 1], np.float32), (DISCS, 1))
-        place = Box(-arena, arena)
-        self.single_observation_space = Dict(position=place, velocity=unit, goal=place, obstacles=Box(-far, far))
-        self.single_action_space = unit
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(unit, num_envs)
-        self._generators: dict[int, np.random.Generator] = {}
-        self._position, self._velocity, self._goal = np.zeros((3, num_envs, 2))
+        far = np.tile(np.array([*2 * _HALF, 1, 1, 1], np.float32), (DISCS, 1))
+        super().__init__(num_envs, ARENA, Box(-far, far), max_episode_steps, render_mode)
         self._discs, self._motion = np.zeros((2, num_envs, DISCS, 2))
-        self._radius = np.zeros((num_envs, DISCS))
-        self._initial_distance, self._reward, self._clearance = np.zeros((3, num_envs))
-        self._success, self._collision, self._truncated = np.zeros((3, num_envs), bool)
-        self._steps = np.zeros(num_envs, np.int64)
-        self._trail = np.zeros((num_envs, max_episode_steps + 1, 2))
+        self._radius, self._clearance = np.zeros((num_envs, DISCS)), np.zeros(num_envs)
 
-    def reset(
-        self, *, seed: int | list[int | None] | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Start new episodes.
-
-        Args:
-            seed: as in `Navigate.reset`.
-            options: `reset_mask`, a boolean array (N,), resets only those environments.
-
-        Returns:
-            Observations and infos of all environments, also of those that were not reset.
-        """
-        rows = reset_rows(options, self.num_envs)
-        begin_streams(self._generators, seed, rows, self.num_envs)
-        for i in rows:
-            self._place(i, self._generators[i])
-        for array in (self._velocity, self._reward, self._steps, self._success, self._collision, self._truncated):
-            array[rows] = 0
-        self._initial_distance[rows] = norm(self._goal[rows] - self._position[rows], axis=-1)
-        self._trail[rows, 0] = self._position[rows]
-        gaps = norm(self._discs - self._position[:, None], axis=-1) - self._radius - ARENA.robot_radius
-        self._clearance[rows] = gaps[rows].min(axis=1)
-        return self._observe(), self._infos()
-
-    def step(self, actions: ArrayLike) -> tuple[Observation, Floats, Bools, Bools, dict[str, Any]]:
-        """Hold the commanded velocities, `actions` in m/s (N, 2), for 0.1 s.
-
-        Returns:
-            Observations, rewards (N,), terminations (N,), truncations (N,) and infos.
-        """
-        command = velocities(actions, self._initial_distance > 0)[:, None]
-        active = ~(self._success | self._collision | self._truncated)
-        times = DT * np.arange(SUBSTEPS + 1)[:, None] / SUBSTEPS
-        path, velocity = advance(self._position[:, None], self._velocity[:, None], command, times)
-        discs, motion = bounce(self._discs[:, None], self._motion[:, None], self._radius[:, None], times[:, None])
-        gaps = approach(path[:, :, None] - discs) - self._radius[:, None] - ARENA.robot_radius
-        walls = (np.abs(path[:, 1:]) > _HALF - ARENA.robot_radius).any(axis=-1)
-        hits: Any = (gaps < 0).any(axis=-1) | walls
-        collided: Bools = hits.any(axis=1)
-        travelled = np.where(collided, hits.argmax(axis=1), SUBSTEPS)
-        self._clearance = np.where(active, np.clip(gaps.min(axis=(1, 2)), 0.0, self._clearance), self._clearance)
-
-        rows = np.arange(self.num_envs)
-        self._position = np.where(active[:, None], path[rows, travelled], self._position)
-        self._velocity = np.where(active[:, None], velocity[:, -1] * ~collided[:, None], self._velocity)
-        self._discs = np.where(active[:, None, None], discs[rows, travelled], self._discs)
-        self._motion = np.where(active[:, None, None], motion[rows, travelled], self._motion)
-        self._steps += active
-        self._trail[rows, self._steps] = self._position
-        self._judge(active, collided)
-        terminated = self._success | self._collision
-        return self._observe(), self._reward.copy(), terminated, self._truncated.copy(), self._infos()
-
-    def render(self) -> tuple[NDArray[np.uint8], ...] | None:
-        """Draw every environment: N images (256, W, 3), or None without a render mode."""
-        if self.render_mode is None:
-            return None
-        discs = np.concatenate([self._discs, self._radius[..., None]], axis=-1)
-        rows = zip(self._position, self._goal, self._trail, self._steps, discs, strict=True)
-        return tuple(
-            draw_frame(ARENA, place, goal, trail[: steps + 1], discs=moving)
-            for place, goal, trail, steps, moving in rows
-        )
-
-    def _place(self, i: int, generator: np.random.Generator) -> None:
-        """Draw start, goal and discs of a slot, discs away from the start."""
-        boxes = np.reshape([ARENA.start, ARENA.goal], (2, 2, 2))
-        low, high = boxes[:, 0], boxes[:, 1]
-        self._position[i], self._goal[i] = low + (high - low) * generator.random((2, 2))
+    def _furnish(self, i: int, generator: np.random.Generator) -> None:
+        """Draw discs away from the start."""
         self._radius[i] = generator.uniform(*RADII, DISCS)
         for k, radius in enumerate(self._radius[i]):
             gap = -np.inf
             while gap < FAR:
                 self._discs[i, k] = (_HALF - radius) * generator.uniform(-1, 1, 2)
                 gap = norm(self._discs[i, k] - self._position[i]) - radius - ARENA.robot_radius
+        gaps = norm(self._discs[i] - self._position[i], axis=-1) - self._radius[i] - ARENA.robot_radius
+        self._clearance[i] = gaps.min()
         angle = generator.uniform(-np.pi, np.pi, DISCS)
         speed = generator.uniform(*SPEEDS, DISCS)
         self._motion[i] = (speed * [np.cos(angle), np.sin(angle)]).T
 
-    def _judge(self, active: Bools, collided: Bools) -> None:
-        distance = norm(self._goal - self._position, axis=-1)
-        success = active & ~collided & (distance < GOAL_RADIUS)
-        self._success |= success
-        self._collision |= active & collided
-        self._truncated |= active & ~success & ~collided & (self._steps >= self.max_episode_steps)
-        progress = np.where(success, 1.0, np.clip(1 - distance / self._initial_distance, 0.0, 1.0))
-        self._reward = np.where(active, progress, self._reward)
+    def _gaps(self, path: Floats, times: Floats) -> Floats:
+        discs, _ = bounce(self._discs[:, None], self._motion[:, None], self._radius[:, None], times[:, None])
+        return approach(path[:, :, None] - discs) - self._radius[:, None] - ARENA.robot_radius
 
-    def _observe(self) -> Observation:
+    def _note(self, active: Bools, path: Floats, travelled: Integers, gaps: Floats) -> None:
+        """Move the discs for as long as the robot went, and keep the least gap."""
+        least: Floats = np.clip(gaps.min(axis=(1, 2)), 0.0, self._clearance)
+        self._clearance = np.where(active, least, self._clearance)
+        times: Floats = (DT * travelled / SUBSTEPS)[active, None, None]
+        state = self._discs[active], self._motion[active], self._radius[active]
+        self._discs[active], self._motion[active] = bounce(*state, times)
+
+    def _obstacles(self) -> Floats:
         offset = self._discs - self._position[:, None]
         order = (norm(offset, axis=-1) - self._radius).argsort(axis=1, kind="stable")[..., None]
         discs = np.concatenate([offset, self._motion, self._radius[..., None]], axis=-1)
-        state = {"position": self._position, "velocity": self._velocity, "goal": self._goal}
-        state["obstacles"] = np.take_along_axis(discs, order, axis=1)
-        return {name: value.astype(np.float32) for name, value in state.items()}
+        return np.take_along_axis(discs, order, axis=1)
 
-    def _infos(self) -> dict[str, Any]:
-        flags = {"is_success": self._success.copy(), "collision": self._collision.copy()}
-        return {**flags, "measures": {"clearance": self._clearance.copy()}}
+    def _moving(self) -> Floats:
+        return np.concatenate([self._discs, self._radius[..., None]], axis=-1)
+
+    def _told(self) -> dict[str, Any]:
+        return {"measures": {"clearance": self._clearance.copy()}}
 
 
 __all__ = ["ARENA", "Avoid", "bounce"]

@@ -21,7 +21,8 @@ class Cameras:
 
     Args:
         model: `mujoco.MjModel`.
-        sizes: Name of a camera of the model -> height and width of its square pictures in pixels.
+        sizes: Name of a camera of the model -> height and width of its square pictures in pixels; where there are none,
+            no renderer is needed.
 
     Raises:
         OSError: There is no renderer on this machine.
@@ -38,8 +39,8 @@ class Cameras:
                 )
         model.vis.quality.offsamples = 0
         screen = model.vis.global_
-        screen.offwidth = max(screen.offwidth, *sizes.values())
-        screen.offheight = max(screen.offheight, *sizes.values())
+        screen.offwidth = max([screen.offwidth, *sizes.values()])
+        screen.offheight = max([screen.offheight, *sizes.values()])
         for name, size in sizes.items():
             renderer = _renderer(model, size)
             for costly in (_FLAGS.mjRND_SHADOW, _FLAGS.mjRND_REFLECTION):

@@ -18,13 +18,12 @@ from typing import Any, Final, NamedTuple, final
 
 import gymnasium
 import numpy as np
-from gymnasium.error import ResetNeeded
-from gymnasium.spaces import Box, Dict
 from numpy.linalg import norm
 from numpy.typing import ArrayLike, NDArray
 
 from poise.envs.aloha import SIDES, Aloha
 from poise.envs.cameras import Cameras
+from poise.envs.episodic import Episodic, Observation
 from poise.envs.experts.carry import DT, LENGTH, ROOM, UNIT, Leader, away
 from poise.envs.kinematics import Floats, mujoco
 from poise.envs.partner import Partnered
@@ -34,8 +33,6 @@ TOLERANCE: Final = 0.02  # m between the bar and the goal
 TILT: Final = 6.0  # degrees that the bar may be off the level
 STRETCH: Final = 0.025  # m that the grippers may be nearer or farther than its length
 PAUSED: Final = 0.3  # s that the partner has stood still when the follower should, too
-
-Observation = dict[str, NDArray[np.float32]]
 
 _BAR, _JOINT = "red_box", "red_box_joint"  # gym-aloha's cube becomes the bar
 _THICK, _MASS = 0.012, 0.1  # m, half of it, and kg
@@ -74,7 +71,7 @@ class _Totals(NamedTuple):
 
 
 @final
-class Carry(gymnasium.Env[Any, NDArray[np.float32]]):
+class Carry(Episodic):
     """Both arms, at 20 Hz; `poise/Carry-v0` leaves the right one to `Leader`.
 
     Actions are displacements of what the grippers are told, (6,) in cm within [-1, 1]: the left one's, then the right
@@ -88,10 +85,7 @@ class Carry(gymnasium.Env[Any, NDArray[np.float32]]):
     reward is `clip(1 - distance / initial distance, 0, 1)`, and exactly 1 on success. Infos hold `is_success` and
     `measures`, over the episode so far: `synchrony_mm`, the mean length of e; `tilt_deg`, the mean tilt of the bar;
     `stretch_mm`, the largest stretch; `waiting_mm_s`, the mean speed of the left gripper while the right one pauses;
-    and `lost`, 0 or 1.
-
-    Seed `s` gives the same episode whatever came before it; a reset without a seed continues the stream. An episode
-    that is over stays as it is, and repeats its last step, until it is reset.
+    and `lost`, 0 or 1. Seeds and episodes that are over are as in `Episodic`.
 
     Attributes:
         start: Where the centre of the bar begins, (3,) in m.
@@ -113,24 +107,22 @@ class Carry(gymnasium.Env[Any, NDArray[np.float32]]):
             OSError: MuJoCo cannot draw here, where a render mode asks for it.
             ValueError: No step, or another render mode.
         """
-        if max_steps < 1 or render_mode not in (None, "rgb_array"):
-            raise ValueError(
-                f"Carry got {max_steps=} and {render_mode=}, expected at least 1 step, and 'rgb_array' or None"
-            )
-        self.max_steps, self.render_mode = max_steps, render_mode
-        self._aloha = Aloha(round(1 / DT), change=_with_bar)
-        self._film = Cameras(self._aloha.model, {"front": 480}) if render_mode else None
         names = ("hand", "lead", "partner", "partner_velocity", "object", "axis")
-        self.observation_space = Dict({name: Box(-np.inf, np.inf, (3,)) for name in names})
-        self.action_space = Box(-1.0, 1.0, (6,))
+        super().__init__(dict.fromkeys(names, (3,)), {}, 6, 1.0, max_steps, render_mode)
+        self._aloha = Aloha(round(1 / DT), change=_with_bar)
+        self._film = Cameras(self._aloha.model, {"front": 480} if render_mode else {})
         self.start, self.goal, self.told = np.zeros(3), np.zeros(3), np.zeros((2, 3))
-        self._last = None
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Place the bar in both hands, and draw the goal; `options` are not used."""
-        super().reset(seed=seed)
+    def render(self) -> NDArray[np.uint8] | None:
+        """The picture of a camera in front (480, 480, 3), or None without a render mode."""
+        return self._film.look(self._aloha.data).get("front")
+
+    def close(self) -> None:
+        """Free the simulation."""
+        self._film.close()
+
+    def _begin(self, seed: int | None) -> tuple[Observation, dict[str, Any]]:
+        """Place the bar in both hands, and draw the goal."""
         self.start = self.np_random.uniform(*ROOM)
         self.goal = away(self.np_random, self.start)
         self.told = self.start + _ENDS
@@ -139,39 +131,14 @@ class Carry(gymnasium.Env[Any, NDArray[np.float32]]):
         for _ in range(_SETTLE):
             self._aloha.step(self._tools(), dict.fromkeys(SIDES, _SHUT))
         self._hands, self._velocities = self._places(), np.zeros((2, 3))
-        self._steps, self._there, self._paused, self._loose, self._totals = 0, 0, 0, np.zeros(2, int), _Totals()
+        self._there, self._paused, self._loose, self._totals = 0, 0, np.zeros(2, int), _Totals()
         self._bar = self._centre()
-        self._last = 0.0, False, False, self._info(success=False, lost=False)
-        return self._observe(), dict(self._last[3])
+        return self._observe(), self._info(success=False, lost=False)
 
-    def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Move both grippers; `action` is (6,), clipped to [-1, 1].
-
-        Raises:
-            ResetNeeded: Before the first reset.
-        """
-        if self._last is None:
-            raise ResetNeeded("step() was called before reset(): call reset() first.")
-        if not (self._last[1] or self._last[2]):
-            moved = UNIT * np.clip(np.asarray(action, np.float64), -1.0, 1.0).reshape(2, 3)
-            self.told = np.clip(self.told + moved, *_REACH)
-            self._aloha.step(self._tools(), dict.fromkeys(SIDES, _SHUT))
-            self._last = self._judged()
-        reward, terminated, truncated, info = self._last
-        return self._observe(), reward, terminated, truncated, dict(info)
-
-    def render(self) -> NDArray[np.uint8] | None:
-        """The picture of a camera in front (480, 480, 3), or None without a render mode."""
-        return None if self._film is None else self._film.look(self._aloha.data)["front"]
-
-    def close(self) -> None:
-        """Free the simulation."""
-        if self._film is not None:
-            self._film.close()
-
-    def _judged(self) -> tuple[float, bool, bool, dict[str, Any]]:
-        """Reward, flags and infos of the step that was just made."""
-        hands, self._bar, self._steps = self._places(), self._centre(), self._steps + 1
+    def _advance(self, action: NDArray[np.float64]) -> tuple[Observation, float, bool, dict[str, Any]]:
+        self.told = np.clip(self.told + UNIT * action.reshape(2, 3), *_REACH)
+        self._aloha.step(self._tools(), dict.fromkeys(SIDES, _SHUT))
+        hands, self._bar = self._places(), self._centre()
         self._velocities, self._hands = (hands - self._hands) / DT, hands
         tilt, stretch = self._measured()
         held = [any(self._aloha.touches(side, _BAR)) for side in SIDES]
@@ -181,8 +148,7 @@ class Carry(gymnasium.Env[Any, NDArray[np.float32]]):
         self._there = self._there + 1 if distance < TOLERANCE and self._paused else 0
         success = not lost and self._there >= _THERE
         reward = 1.0 if success else float(np.clip(1 - distance / norm(self.goal - self.start), 0.0, 1.0))
-        over = not (success or lost) and self._steps >= self.max_steps
-        return reward, success or lost, over, self._info(success, lost)
+        return self._observe(), reward, success or lost, self._info(success, lost)
 
     def _measured(self) -> tuple[float, float]:
         """Tilt in degrees and stretch in m, which are noted with what else is measured."""

@@ -11,26 +11,21 @@ from typing import Any, Final, final
 
 import gymnasium
 import numpy as np
-from gymnasium.error import ResetNeeded
-from gymnasium.spaces import Box, Dict
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from poise.envs.aloha import Aloha, pointing
 from poise.envs.cameras import Cameras
-from poise.envs.experts.partners import HandoverPartner
+from poise.envs.episodic import Episodic, Observation
+from poise.envs.experts.partners import RATE, UNIT, HandoverPartner
 from poise.envs.partner import Partnered
 
-RATE: Final = 20  # control steps a second
 STEPS: Final = 300  # control steps of an episode at most; the expert needs 60 to 220
-UNIT: Final = 0.015  # m that a tool's target moves for an action of 1
 LEASH: Final = 0.04  # m from the tool that its target may be
 ZONE: Final = 0.06  # m: a cube that stands still at a smaller x is offered
 APART: Final = 0.08  # m between the tools, of a handover that is done
 DONE: Final = 5  # control steps that the receiver must hold the cube alone
 LOW: Final = (-0.25, 0.3, 0.1)  # m, corners of where the tools may be told to go
 HIGH: Final = (0.25, 0.7, 0.5)
-
-Observation = dict[str, NDArray[Any]]
 
 _SHAPES = {
     **dict.fromkeys(("hand", "lead", "cube", "cube_velocity", "partner", "partner_velocity"), (3,)),
@@ -46,7 +41,7 @@ _SETTLING = 12  # control steps in which the partner closes its gripper on the c
 
 
 @final
-class Handover(gymnasium.Env[Any, NDArray[np.float32]]):
+class Handover(Episodic):
     """Two arms at a table; the right one holds a cube of 4 cm, and the left one is to have it.
 
     An action is `(8,)` within [-1, 1], four numbers an arm, left before right: a displacement of the target of the
@@ -71,7 +66,7 @@ class Handover(gymnasium.Env[Any, NDArray[np.float32]]):
       reach, before the receiver touched it;
     - `premature`: how often the receiver began to close its gripper meanwhile.
 
-    An episode that is over stays as it is until it is reset. Seed `s` gives the same episode whatever came before it.
+    Seeds and episodes that are over are as in `Episodic`.
 
     Attributes:
         simulation: The arms.
@@ -97,62 +92,21 @@ class Handover(gymnasium.Env[Any, NDArray[np.float32]]):
         Raises:
             ImportError: The extra `manipulation` is missing.
             OSError: Pictures are asked for where MuJoCo cannot draw.
-            ValueError: No step at all, or no camera of that name.
+            ValueError: No step, another render mode, or no camera of that name.
         """
-        if max_steps < 1:
-            raise ValueError(f"Handover got max_steps={max_steps}, expected at least 1")
+        super().__init__(_SHAPES, cameras, 8, 1.0, max_steps, render_mode)
         self.simulation = Aloha(RATE)
-        self.max_steps, self.render_mode = max_steps, render_mode
-        spaces: dict[str, Any] = {name: Box(-np.inf, np.inf, shape) for name, shape in _SHAPES.items()}
-        spaces |= {name: Box(0, 255, (size, size, 3), np.uint8) for name, size in cameras.items()}
-        self.observation_space = Dict(spaces)
-        self.action_space = Box(-1.0, 1.0, (8,))
-        self._eyes = Cameras(self.simulation.model, cameras) if cameras else None
-        self._film = Cameras(self.simulation.model, {camera: _PICTURE}) if render_mode else None
-        self._last = None
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Put the receiver somewhere, the partner elsewhere, the cube in its gripper; `options` are not used."""
-        super().reset(seed=seed)
-        draw = self.np_random.uniform
-        self._targets = {side: np.array(place) + draw(-1, 1, 3) * _SPREAD for side, place in _START.items()}
-        tools, openings = self._told({"left": 1.0, "right": 0.0})
-        self.simulation.begin(tools, openings | {"right": 0.75})
-        self.simulation.put(_JOINT, self._targets["right"] + draw((0.0, 0.0, -0.004), (0.006, 0.0, 0.004)))
-        for _ in range(_SETTLING):
-            self.simulation.step(tools, openings)
-        self._steps = self._held = self._offers = self._premature = 0
-        self._still_since: int | None = None
-        self._clearance, self._closing, self._taken, self._collision = np.inf, False, False, False
-        self._places = self._moving()
-        self._measure(False, False)
-        self._last = self._observation(), 0.0, False, False, self._infos(False)
-        return self._last[0], self._last[4]
-
-    def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Move both arms; `action` is (8,), clipped to [-1, 1].
-
-        Raises:
-            ResetNeeded: Before the first reset.
-        """
-        if self._last is None:
-            raise ResetNeeded("step() was called before reset(): call reset() first.")
-        if not (self._last[2] or self._last[3]):
-            self._last = self._advanced(np.clip(np.asarray(action, np.float64), -1.0, 1.0))
-        observation, reward, terminated, truncated, infos = self._last
-        return observation, reward, terminated, truncated, dict(infos)
+        self._eyes = Cameras(self.simulation.model, cameras)
+        self._film = Cameras(self.simulation.model, {camera: _PICTURE} if render_mode else {})
 
     def render(self) -> NDArray[np.uint8] | None:
         """The picture of the camera (480, 480, 3), or None without a render mode."""
-        return next(iter(self._film.look(self.simulation.data).values())) if self._film else None
+        return next(iter(self._film.look(self.simulation.data).values()), None)
 
     def close(self) -> None:
         """Free what draws."""
-        for eyes in (self._eyes, self._film):
-            if eyes:
-                eyes.close()
+        self._eyes.close()
+        self._film.close()
 
     def held(self, side: str) -> bool:
         """Whether both fingers of a gripper touch the cube."""
@@ -163,7 +117,23 @@ class Handover(gymnasium.Env[Any, NDArray[np.float32]]):
         """The middle of the cube, `(3,)` in m."""
         return self.simulation.data.joint(_JOINT).qpos[:3].copy()
 
-    def _advanced(self, action: NDArray[np.float64]) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
+    def _begin(self, seed: int | None) -> tuple[Observation, dict[str, Any]]:
+        """Put the receiver somewhere, the partner elsewhere, the cube in its gripper."""
+        draw = self.np_random.uniform
+        self._targets = {side: np.array(place) + draw(-1, 1, 3) * _SPREAD for side, place in _START.items()}
+        tools, openings = self._told({"left": 1.0, "right": 0.0})
+        self.simulation.begin(tools, openings | {"right": 0.75})
+        self.simulation.put(_JOINT, self._targets["right"] + draw((0.0, 0.0, -0.004), (0.006, 0.0, 0.004)))
+        for _ in range(_SETTLING):
+            self.simulation.step(tools, openings)
+        self._held = self._offers = self._premature = 0
+        self._still_since: int | None = None
+        self._clearance, self._closing, self._taken, self._collision = np.inf, False, False, False
+        self._places = self._moving()
+        self._measure(False, False)
+        return self._observation(), self._infos(False)
+
+    def _advance(self, action: NDArray[np.float64]) -> tuple[Observation, float, bool, dict[str, Any]]:
         simulation = self.simulation
         for side, part in (("left", action[:3]), ("right", action[4:7])):
             tool = simulation.tool(side)
@@ -171,15 +141,13 @@ class Handover(gymnasium.Env[Any, NDArray[np.float32]]):
             self._targets[side] = np.clip(led, LOW, HIGH)
         self._places = self._moving()
         simulation.step(*self._told({"left": (1 - action[3]) / 2, "right": (1 - action[7]) / 2}))
-        self._steps += 1
         self._measure(action[3] > 0, bool(np.abs(action[4:7]).max() > _COMMANDED))
         apart = np.linalg.norm(simulation.tool("left") - simulation.tool("right")) > APART
         alone = self.held("left") and not any(simulation.touches("right", _CUBE)) and apart
         self._held = self._held + 1 if alone else 0
         success = self._held >= DONE
         fallen = bool(self.cube[2] < 0.05)
-        over = self._steps >= self.max_steps and not (success or fallen)
-        return self._observation(), float(success), success or fallen, over, self._infos(success)
+        return self._observation(), float(success), success or fallen, self._infos(success)
 
     def _told(self, openings: dict[str, float]) -> tuple[dict[str, Any], dict[str, float]]:
         """What the simulation is told: poses of the tools, and openings."""
@@ -230,8 +198,8 @@ class Handover(gymnasium.Env[Any, NDArray[np.float32]]):
             "touch": simulation.touches("left", _CUBE),
             "partner_gripper": [simulation.opening("right")],
         }
-        pictures = self._eyes.look(simulation.data) if self._eyes else {}
-        return {name: np.asarray(value, np.float32) for name, value in values.items()} | pictures
+        numbers = {name: np.asarray(value, np.float32) for name, value in values.items()}
+        return numbers | self._eyes.look(simulation.data)
 
 
 def with_partner(**arguments: Any) -> Partnered:
@@ -247,9 +215,7 @@ __all__ = [
     "HIGH",
     "LEASH",
     "LOW",
-    "RATE",
     "STEPS",
-    "UNIT",
     "ZONE",
     "Handover",
     "with_partner",

@@ -19,11 +19,10 @@ from typing import Any, Final, final
 
 import gymnasium
 import numpy as np
-from gymnasium.error import ResetNeeded
-from gymnasium.spaces import Box, Dict
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from poise.envs.drawing import draw_maze
+from poise.envs.episodic import Episodic, Observation
 from poise.envs.grid import Cell, Grid, leftness
 
 LAYOUTS: Final[Mapping[str, tuple[str, int]]] = {"medium": ("MEDIUM_MAZE", 6), "large": ("LARGE_MAZE", 10)}
@@ -34,22 +33,19 @@ FASTEST: Final = 2.0  # m/s, along each axis
 SUBSTEPS: Final = 10  # of PointMaze, 0.01 s each, in a control step
 GAIN: Final = 0.3  # force for each m/s that is missing, of at most 1; the ball lags by about 0.14 s
 
-Observation = dict[str, NDArray[np.float32]]
 Way = tuple[Cell, ...]
 
 
 @final
-class Maze(gymnasium.Env[Any, NDArray[np.float32]]):
+class Maze(Episodic):
     """Roll a ball to a goal, at 10 Hz, between cells that two natural ways join: one on the left, one on the right.
 
     Actions are velocities in m/s (2,), clipped to [-2, 2]. Observations are `position`, `velocity` and `goal` (2,).
     Cells are 1 m wide. Within 0.45 m of the goal is success, as in PointMaze, and terminates. The reward is 1 on
     success, else 0. Infos hold `is_success`; `mode`, 0 for the way on the left and 1 for that on the right once one of
     them has been gone to the goal, else -1; and among `measures` `path_over_shortest`: what was gone, and the shortest
-    way that is left in cells, over the shortest way from the start in cells. An episode that is over stays as it is,
-    and repeats its last step, until it is reset.
-
-    Seed `s` gives the same episode whatever came before it; a reset without a seed continues the stream.
+    way that is left in cells, over the shortest way from the start in cells. Seeds and episodes that are over are as
+    in `Episodic`.
 
     Attributes:
         grid: The cells.
@@ -68,7 +64,7 @@ class Maze(gymnasium.Env[Any, NDArray[np.float32]]):
 
         Raises:
             ImportError: The extra `maze` is missing.
-            ValueError: No layout of that name.
+            ValueError: No layout of that name, no step, or another render mode.
         """
         if layout not in LAYOUTS:
             near = difflib.get_close_matches(layout, LAYOUTS, n=1, cutoff=0.0)[0]
@@ -77,43 +73,12 @@ class Maze(gymnasium.Env[Any, NDArray[np.float32]]):
         name, apart = LAYOUTS[layout]
         rows = vars(maps)[name]
         self.grid = Grid(tuple(tuple(cell == 1 for cell in row) for row in rows))
-        self._pairs, self.max_steps, self.render_mode = _pairs(self.grid, apart), max_steps, render_mode
+        shapes: dict[str, tuple[int, ...]] = dict.fromkeys(("position", "velocity", "goal"), (2,))
+        super().__init__(shapes, {}, 2, FASTEST, max_steps, render_mode)
+        self._pairs = _pairs(self.grid, apart)
         self._env = point_maze.PointMazeEnv(maze_map=rows, continuing_task=False)
         Path(self._env.tmp_xml_file_path).unlink(missing_ok=True)  # which PointMaze leaves behind
         self._half = np.array([len(rows[0]), len(rows)]) / 2
-        self.observation_space = Dict({n: Box(-np.inf, np.inf, (2,)) for n in ("position", "velocity", "goal")})
-        self.action_space = Box(-FASTEST, FASTEST, (2,))
-        self._last: tuple[float, bool, bool] | None = None
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Place ball and goal; `options` are not used."""
-        super().reset(seed=seed)
-        start, goal = list(self._pairs)[self.np_random.integers(len(self._pairs))]
-        self.ways = self._pairs[start, goal]
-        self._left = self.grid.distances(goal)
-        places = {"reset_cell": start, "goal_cell": goal}
-        told, _ = self._env.reset(seed=int(self.np_random.integers(2**31)), options=places)
-        self._goal, self._trail, self._way = told["desired_goal"], [told["achieved_goal"]], [start]
-        self._steps, self._gone, self._mode, self._last = 0, 0.0, -1, (0.0, False, False)
-        return self._observe(), self._infos()
-
-    def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Follow a velocity for 0.1 s; `action` is (2,), clipped to [-2, 2].
-
-        Raises:
-            ResetNeeded: Before the first reset.
-        """
-        if self._last is None:
-            raise ResetNeeded("step() was called before reset(): call reset() first.")
-        if not (self._last[1] or self._last[2]):
-            self._steps += 1
-            success = self._follow(np.clip(np.asarray(action, np.float64), -FASTEST, FASTEST))
-            if success:
-                self._mode = self._recognised()
-            self._last = float(success), success, not success and self._steps >= self.max_steps
-        return self._observe(), *self._last, self._infos()
 
     def centre(self, cell: Cell) -> NDArray[np.float64]:
         """Where the middle of a cell is, in metres (2,)."""
@@ -126,6 +91,20 @@ class Maze(gymnasium.Env[Any, NDArray[np.float32]]):
     def close(self) -> None:
         """Free the simulation."""
         self._env.close()
+
+    def _begin(self, seed: int | None) -> tuple[Observation, dict[str, Any]]:
+        start, goal = list(self._pairs)[self.np_random.integers(len(self._pairs))]
+        self.ways = self._pairs[start, goal]
+        self._left = self.grid.distances(goal)
+        places = {"reset_cell": start, "goal_cell": goal}
+        told, _ = self._env.reset(seed=int(self.np_random.integers(2**31)), options=places)
+        self._goal, self._trail, self._way = told["desired_goal"], [told["achieved_goal"]], [start]
+        self._gone = 0.0
+        return self._observe(), self._infos(False)
+
+    def _advance(self, action: NDArray[np.float64]) -> tuple[Observation, float, bool, dict[str, Any]]:
+        success = self._follow(action)
+        return self._observe(), float(success), success, self._infos(success)
 
     def _follow(self, velocity: NDArray[np.float64]) -> bool:
         """Whether the goal was reached on the way."""
@@ -153,10 +132,10 @@ class Maze(gymnasium.Env[Any, NDArray[np.float32]]):
         values = {"position": self._env.data.qpos, "velocity": self._env.data.qvel, "goal": self._goal}
         return {name: value.astype(np.float32) for name, value in values.items()}
 
-    def _infos(self) -> dict[str, Any]:
+    def _infos(self, success: bool) -> dict[str, Any]:
         ratio = (self._gone + self._left[self._way[-1]]) / self._left[self._way[0]]
-        told = self._last or (0.0, False, False)
-        return {"is_success": told[1], "mode": self._mode, "measures": {"path_over_shortest": ratio}}
+        mode = self._recognised() if success else -1
+        return {"is_success": success, "mode": mode, "measures": {"path_over_shortest": ratio}}
 
 
 @cache

@@ -15,13 +15,11 @@ from typing import Any, Final, final
 
 import gymnasium
 import numpy as np
-from gymnasium.error import ResetNeeded
-from gymnasium.spaces import Box, Dict
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+from poise.envs.episodic import Episodic, Observation
 
 STEPS: Final = 300  # control steps of an episode by default; the experts need 50 to 120
-
-Observation = dict[str, NDArray[Any]]
 
 _LONGEST = 500  # control steps, after which metaworld refuses to go on
 _PARTS = {  # of metaworld's flat observation; what lies between 18 and 36 is the previous one
@@ -43,15 +41,14 @@ _PICTURE = 480  # pixels of `render`
 
 
 @final
-class MetaWorld(gymnasium.Env[Any, NDArray[np.float32]]):
+class MetaWorld(Episodic):
     """One task of Meta-World, with another placement of objects and goal for every seed.
 
     Observations are `hand` (3,) in m, `gripper` (1,) from closed 0 to open 1, `object` (3,) in m and
     `object_quaternion` (4,), `second` (3,) and `second_quaternion` (4,) of a second object, zeros where there is none,
     `goal` (3,) in m, `to_object` (3,) from the hand and `to_goal` (3,) from the object, and pictures (size, size, 3) of
     8 bits by the names of the cameras. The order of a quaternion is metaworld's, which differs between tasks. The
-    reward is metaworld's divided by 10, so that 1 is the most. An episode that is over stays as it is, and repeats its
-    last step, until it is reset.
+    reward is metaworld's divided by 10, so that 1 is the most. Seeds and episodes that are over are as in `Episodic`.
 
     Infos hold `is_success`; `measures`, which are the `seconds` since the reset and, in assembly-v3 and
     peg-insert-side-v3, the `precision`: how far in mm the ring or the head of the peg is beside the line along which it
@@ -61,8 +58,6 @@ class MetaWorld(gymnasium.Env[Any, NDArray[np.float32]]):
     |---|---|---|---|
     | pick-place-v3 | from the left, -x | from the right, +x | where the hand first comes down beside the puck |
     | hammer-v3 | by the end of the handle | near the head | where the hand is along the handle when that first rises |
-
-    Seed `s` gives the same episode whatever came before it; a reset without a seed continues the stream.
     """
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 80}
@@ -93,52 +88,18 @@ class MetaWorld(gymnasium.Env[Any, NDArray[np.float32]]):
         _known_task(task, known)
         if not 1 <= max_steps <= _LONGEST:
             raise ValueError(f"MetaWorld got max_steps={max_steps}, expected 1 to {_LONGEST}, the limit of metaworld")
-        self.task, self.max_steps, self.render_mode = task, max_steps, render_mode
-        self._env = known[task]()
+        shapes = {name: (part.stop - part.start,) for name, part in _PARTS.items()} | dict.fromkeys(_BETWEEN, (3,))
+        super().__init__(shapes, cameras, 4, 1.0, max_steps, render_mode)
+        self.task, self._env, self._mode = task, known[task](), -1
         self._env.seeded_rand_vec = True  # placements come from the environment's own generator
         self._env._freeze_rand_vec = False  # and anew at every reset: metaworld freezes them unless it is told the task
         self._env._partially_observable = False  # else the goal is zeros
         self._env._set_task_called = True
         self._env.__dict__.pop("sawyer_observation_space", None)  # cached with the goal hidden, and clips observations
-        shapes = {name: (part.stop - part.start,) for name, part in _PARTS.items()}
-        spaces: dict[str, Any] = {
-            n: Box(-np.inf, np.inf, shape) for n, shape in (shapes | dict.fromkeys(_BETWEEN, (3,))).items()
-        }
-        spaces |= {name: Box(0, 255, (size, size, 3), np.uint8) for name, size in cameras.items()}
-        self.observation_space = Dict(spaces)
-        self.action_space = Box(-1.0, 1.0, (4,))
-        self._eyes = _cameras(self._env.model, cameras)
-        self._film = _cameras(self._env.model, {camera: _PICTURE} if render_mode else {})
-        self._steps, self._mode, self._last = 0, -1, None
+        from poise.envs.cameras import Cameras  # needs MuJoCo, which comes with metaworld
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Observation, dict[str, Any]]:
-        """Place objects and goal; `options` are not used."""
-        super().reset(seed=seed)
-        if seed is not None or self._last is None:
-            self._env.seed(int(self.np_random.integers(2**31)) if seed is None else seed)
-        raw, _ = self._env.reset()
-        self._steps, self._mode = 0, -1
-        self._last = self._seen(raw), 0.0, False, False, {"is_success": False}
-        return dict(self._last[0]), dict(self._last[4])
-
-    def step(self, action: ArrayLike) -> tuple[Observation, float, bool, bool, dict[str, Any]]:
-        """Move the hand and the gripper; `action` is (4,), clipped to [-1, 1].
-
-        Raises:
-            ResetNeeded: Before the first reset.
-        """
-        if self._last is None:
-            raise ResetNeeded("step() was called before reset(): call reset() first.")
-        if not (self._last[2] or self._last[3]):
-            self._steps += 1
-            raw, reward, _, _, told = self._env.step(np.clip(np.asarray(action, np.float64), -1.0, 1.0))
-            success, seen = bool(told["success"]), self._seen(raw)
-            over = not success and self._steps >= self.max_steps
-            self._last = seen, float(reward) / 10, success, over, self._told(seen, success)
-        seen, reward, terminated, truncated, info = self._last
-        return dict(seen), reward, terminated, truncated, dict(info)
+        self._eyes = Cameras(self._env.model, cameras)
+        self._film = Cameras(self._env.model, {camera: _PICTURE} if render_mode else {})
 
     def render(self) -> NDArray[np.uint8] | None:
         """The picture of the camera (480, 480, 3), or None without a render mode."""
@@ -146,10 +107,20 @@ class MetaWorld(gymnasium.Env[Any, NDArray[np.float32]]):
 
     def close(self) -> None:
         """Free the simulation."""
-        for eyes in (self._eyes, self._film):
-            if eyes:
-                eyes.close()
+        self._eyes.close()
+        self._film.close()
         self._env.close()
+
+    def _begin(self, seed: int | None) -> tuple[Observation, dict[str, Any]]:
+        if seed is not None or self._last is None:
+            self._env.seed(int(self.np_random.integers(2**31)) if seed is None else seed)
+        self._mode = -1
+        return self._seen(self._env.reset()[0]), {"is_success": False}
+
+    def _advance(self, action: NDArray[np.float64]) -> tuple[Observation, float, bool, dict[str, Any]]:
+        raw, reward, _, _, told = self._env.step(action)
+        success, seen = bool(told["success"]), self._seen(raw)
+        return seen, float(reward) / 10, success, self._told(seen, success)
 
     def _seen(self, raw: NDArray[np.float64]) -> Observation:
         seen = {name: raw[part].astype(np.float32) for name, part in _PARTS.items()}
@@ -158,7 +129,7 @@ class MetaWorld(gymnasium.Env[Any, NDArray[np.float32]]):
 
     def _look(self, eyes: Any) -> dict[str, NDArray[np.uint8]]:
         """Pictures, those of metaworld's corner cameras the right way up: they hang upside down."""
-        pictures = eyes.look(self._env.data) if eyes else {}
+        pictures = eyes.look(self._env.data)
         return {name: p[::-1, ::-1].copy() if name.startswith("corner") else p for name, p in pictures.items()}
 
     def _told(self, seen: Observation, success: bool) -> dict[str, Any]:
@@ -188,15 +159,6 @@ def _hold(seen: Observation) -> int:
 
 
 _WAYS = {"pick-place-v3": _side, "hammer-v3": _hold}
-
-
-def _cameras(model: Any, sizes: Mapping[str, int]) -> Any:
-    """Cameras of a model, None where there are none: only then is a renderer needed."""
-    if not sizes:
-        return None
-    from poise.envs.cameras import Cameras
-
-    return Cameras(model, sizes)
 
 
 def _known_task(task: str, known: Any) -> None:

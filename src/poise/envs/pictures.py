@@ -19,7 +19,7 @@ from numpy.typing import ArrayLike, NDArray
 from poise.envs.drawing import FLOOR, GOAL, MARGIN, PLAN, ROBOT, draw_map
 from poise.envs.experts import routes
 from poise.envs.maps import GOAL_RADIUS, Map
-from poise.envs.navigate import DT, advance
+from poise.envs.point import DT, advance
 
 INK: Final = "#1b2332"  # text
 MUTED: Final = "#697588"  # text of less weight, and paths off the natural routes

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from poise.envs.experts.navigate import curve, routes
 from poise.envs.maps import Map
-from poise.envs.navigate import approach
+from poise.envs.point import approach
 
 RADII: Final = 0.10, 0.17  # m, of the discs
 REGION: Final = 0.5, 0.45  # m, half the width and height of where their centres are

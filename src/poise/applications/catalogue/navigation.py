@@ -1,5 +1,6 @@
 """Navigation: a robot that goes to its goal where several ways are equally good."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
@@ -21,11 +22,16 @@ def around(observation: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     return {**observation, "obstacles": discs.reshape(len(discs), -1)}
 
 
+def again(row: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
+    """Options of a reset to where a recorded episode began, where robots rest."""
+    return {"position": row["position"], "goal": row["goal"]}
+
+
 navigate = Application(
     name="navigate",
     about="Drive past three discs by one of four equally good routes.",
     area="navigation",
-    task=Task("poise.envs:poise/Navigate-v0", slots=200),
+    task=Task("poise.envs:poise/Navigate-v0", slots=200, restart=again),
     features=_MOTION,
     action=2,
     rate=10.0,
@@ -73,4 +79,4 @@ maze_medium, maze_large = _maze("medium", 1000), _maze("large", 2000)
 
 APPLICATIONS = (navigate, navigate_maps, maze_medium, maze_large)
 
-__all__ = ["APPLICATIONS", "around", "maze_large", "maze_medium", "navigate", "navigate_maps"]
+__all__ = ["APPLICATIONS", "again", "around", "maze_large", "maze_medium", "navigate", "navigate_maps"]

@@ -6,7 +6,8 @@ from typing import Any, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-UNIT: Final = 0.015  # m, of an action of 1
+from poise.envs.experts.partners import UNIT
+
 REACH: Final = 0.06  # m, x of a cube that is within reach
 STILL: Final = 0.025  # m/s, of a partner that stands
 STANDOFF: Final = 0.07  # m from the cube until the tool is in line with it
@@ -78,7 +79,6 @@ __all__ = [
     "ROOM",
     "STANDOFF",
     "STILL",
-    "UNIT",
     "WAITING",
     "HandoverExpert",
 ]

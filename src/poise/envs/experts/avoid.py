@@ -20,7 +20,7 @@ from numpy.linalg import norm
 from numpy.typing import NDArray
 
 from poise.envs.avoid import ARENA, Avoid, bounce
-from poise.envs.navigate import advance, approach
+from poise.envs.point import advance, approach
 
 SPEED: Final = 0.6  # m/s, the fastest that the expert drives
 HEADINGS: Final = 24  # of the first velocity

@@ -22,7 +22,9 @@ from typing import Any, Final, final
 import numpy as np
 from numpy.typing import NDArray
 
-from poise.envs.navigate import DT, TAU, Map, Navigate, Observation
+from poise.envs.maps import Map
+from poise.envs.navigate import Navigate
+from poise.envs.point import DT, TAU, Observation
 
 SPEED: Final = 0.58  # m/s, the mean cruising speed
 SPEED_SPREAD: Final = 0.1  # relative, half the range of cruising speeds

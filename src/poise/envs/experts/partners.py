@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 RATE: Final = 20  # control steps a second
-UNIT: Final = 0.015  # m, of an action of 1
+UNIT: Final = 0.015  # m that a tool's target moves for an action of 1
 HESITATIONS: Final = ("none", "pause", "withdraw")
 OFFERS: Final = ((-0.09, 0.42, 0.22), (0.02, 0.58, 0.38))  # m, corners of where the tool offers
 PAUSES: Final = (0.09, 0.12)  # m, x of the tool where it stops half-way, out of reach

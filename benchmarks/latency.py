@@ -1,13 +1,14 @@
-"""Latency of a plan and overhead of the samplers on the CPU, batch 1, eager and compiled, beside LeRobot and diffusers.
+"""Latency of a plan and overhead of the samplers on the CPU, batch 1, beside LeRobot and diffusers.
 
     python benchmarks/latency.py                                  # ours alone
     python benchmarks/latency.py --peers VENV --kit DIRECTORY     # in turns with the peers installed in VENV
     python benchmarks/latency.py --net medium ...                 # the published size, 63.5 million parameters
 
 Both sides run the same U-Net (the parameters are counted) with the same number of evaluations, in processes that take
-turns; the peers' plan is eager in all rows. A figure is the median over the rounds, a ratio the median of the rounds'
-ratios. Our plan goes from raw observations to raw actions, checks and normalisation included; LeRobot's chunk starts
-and ends with normalised tensors. The last line of the output is JSON.
+turns; ours plans eagerly, compiled, and exported by onnxruntime, the peers' plan is eager in all rows. A figure is the
+median over the rounds, a ratio the median of the rounds' ratios. Our plan goes from raw observations to raw actions,
+checks and normalisation included; LeRobot's chunk starts and ends with normalised tensors. The last line of the output
+is JSON.
 """
 
 import argparse
@@ -16,6 +17,8 @@ import os
 import platform
 import statistics
 import subprocess
+import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -27,8 +30,10 @@ import torch
 from peers_driver import median_time
 
 from poise import DDIM, DiffusionPolicy, DPMSolverPP, Episodes, PolicySpec, UNet1D, Windows, load_recipe
+from poise.interop import export_onnx
 from poise.policies import compiled
 from poise.predictions import Epsilon
+from poise.runtime import Runtime
 from poise.sampling import Sampler, UniformTime, sample
 from poise.schedules import Tabulated
 
@@ -47,11 +52,13 @@ ROWS = {  # name -> (what is timed, its unit)
     "plan": ("plan, U-Net, DDIM 10", "ms"),
     "compiled": ("the same, compiled", "ms"),
     "bfloat16": ("the same, compiled, bfloat16", "ms"),
+    "onnx": ("the same, exported, by onnxruntime", "ms"),
     "network": ("U-Net alone", "ms"),
     "ddim": ("DDIM without network, a step", "us"),
     "dpm_solver": ("DPM-Solver++ 2M without network, a step", "us"),
     "recipe": ("plan, recipes/pusht.py", "ms"),
 }
+PLANS = "compiled", "bfloat16", "onnx"  # ways of ours to plan what the peer plans eagerly
 
 
 def fitted(spec: PolicySpec) -> tuple[DiffusionPolicy, dict[str, torch.Tensor]]:
@@ -73,6 +80,19 @@ def plan_row(spec: PolicySpec, calls: int, weights: torch.dtype | None = None) -
     return lambda: 1e3 * median_time(lambda: policy.plan(observation), calls)
 
 
+def onnx_rows(spec: PolicySpec, calls: int) -> dict[str, Callable[[], float]]:
+    """Milliseconds a plan of the exported policy on PyTorch's number of threads; no row without the extra `onnx`."""
+    with torch.inference_mode(False), tempfile.TemporaryDirectory() as folder:  # no program is traced in that mode
+        policy, observation = fitted(spec)
+        try:
+            runtime = Runtime(export_onnx(policy, Path(folder) / "policy.onnx").path, torch.get_num_threads())
+        except ImportError as error:
+            print(f"no row of the exported plan: {error}", file=sys.stderr)
+            return {}
+    seen = {name: values.numpy() for name, values in observation.items()}
+    return {"onnx": lambda: 1e3 * median_time(lambda: runtime.plan(seen, [0]), calls)}
+
+
 def sampler_row(sampler: Sampler, steps: int = 10) -> Callable[[], float]:
     """Microseconds a step, with a denoiser that costs nothing."""
     noise, output, schedule = torch.randn(1, 16, 2), torch.randn(1, 16, 2), Tabulated.squared_cosine(100)
@@ -89,6 +109,7 @@ def our_rows(net: UNet1D) -> tuple[dict[str, Callable[[], float]], int]:
         "plan": plan_row(spec, 15),
         "compiled": plan_row(spec, 15, torch.float32),
         "bfloat16": plan_row(spec, 15, torch.bfloat16),
+        **onnx_rows(spec, 15),
         "network": lambda: 1e3 * median_time(lambda: network(x, log_snr, prepared), 100),
         "ddim": sampler_row(DDIM()),
         "dpm_solver": sampler_row(DPMSolverPP()),
@@ -171,7 +192,7 @@ def main() -> None:
             report["parameters"]["peer"], report["versions"] = loaded["parameters"], loaded["versions"]
             for name, row in (pair for _ in range(arguments.rounds) for pair in rows.items()):
                 if name != "recipe":
-                    theirs[name].append(ask("plan" if name in ("compiled", "bfloat16") else name))
+                    theirs[name].append(ask("plan" if name in PLANS else name))
                 ours[name].append(row())
     report["rows"] = {name: summary(ours[name], theirs[name]) for name in rows}
     print(f"{report['machine']}, {arguments.threads} threads; parameters {report['parameters']}")

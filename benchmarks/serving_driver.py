@@ -1,4 +1,4 @@
-"""The server of `serving.py` and `wire_fuzz.py`, in a process of its own: a policy with random weights.
+"""The server of `serving.py`, `serving_kill.py` and `wire_fuzz.py`: a policy with random weights, in its own process.
 
 It prints `serving at URI` when it is ready, and ends at SIGTERM.
 """
@@ -20,14 +20,24 @@ def memory(process: int) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
+def started(*options: str) -> tuple[subprocess.Popen[str], str]:
+    """Start the server; its process and its address, once it is ready."""
+    command = [sys.executable, __file__, *options]
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert child.stdout is not None
+    line = child.stdout.readline()
+    if "serving at" not in line:
+        raise RuntimeError(f"the server did not start: run {' '.join(command)} to see why")
+    return child, line.removeprefix("serving at ").strip()
+
+
 @contextmanager
 def server(*options: str) -> Iterator[tuple[str, int]]:
     """Start the server; yields its address and the number of its process."""
-    command = [sys.executable, __file__, *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as child:
+    child, uri = started(*options)
+    with child:
         try:
-            assert child.stdout is not None
-            yield child.stdout.readline().removeprefix("serving at ").strip(), child.pid
+            yield uri, child.pid
             if child.poll() is not None:
                 raise RuntimeError(f"the server ended by itself with status {child.returncode}")
         finally:
@@ -45,6 +55,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--evaluations", type=int, default=10)
+    parser.add_argument("--port", type=int, default=0)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
@@ -53,7 +64,7 @@ def main() -> None:
         scale, offset = policy.constants(name)
         policy.set_constants(name, torch.ones_like(scale), torch.zeros_like(offset))
     robots = Server(Planner(policy, seed=0), Limits(batch=arguments.batch, rate=1e6))
-    run(robots, "127.0.0.1", 0, ready=partial(print, flush=True))
+    run(robots, "127.0.0.1", arguments.port, ready=partial(print, flush=True))
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ class Running:
     """A server on a free port of this machine, in a thread."""
 
     def __init__(self, planner: Planner, limits: Limits, key: str | None, port: int, **more: Any) -> None:
-        self.server = Server(planner, limits, key, more.pop("dashboard", None))
+        self.server = Server(planner, limits, key, more.pop("dashboard", None), more.pop("recording", None))
         self._more, self.port = more, port
         self._end, self._up = asyncio.Event(), threading.Event()
         self._thread = threading.Thread(target=asyncio.run, args=(self._run(),))
@@ -116,8 +116,8 @@ class Running:
 
 @contextmanager
 def running(policy: Policy, limits: Limits | None = None, key: str | None = None, **more: Any) -> Iterator[Running]:
-    """Serve a policy; a port, a context of TLS, a dashboard and options of the planner may be given too."""
-    own = {name: more.pop(name) for name in ("tls", "dashboard") if name in more}
+    """Serve a policy; a port, TLS, a dashboard, a recording and options of the planner may be given too."""
+    own = {name: more.pop(name) for name in ("tls", "dashboard", "recording") if name in more}
     port = more.pop("port", 0)
     server = Running(Planner(policy, **more), limits or Limits(), key, port, **own)
     try:

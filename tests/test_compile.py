@@ -65,6 +65,15 @@ def test_the_plan_is_the_eager_one(pair, monkeypatch, count):
     assert len(eager) == (0 if count == 1 else 4)  # other batches than those asked for run eagerly
 
 
+def test_a_unet_plans_as_eagerly(monkeypatch):
+    """Compiled, its convolutions, their strides and what doubles the steps are other code: products of windows."""
+    policy, observation = fitted(UNet1D(channels=(8, 16), groups=4, kernel=3, embedding=8))
+    fast = compiled(policy)
+    eager = calls(fast, monkeypatch)
+    assert gap(policy, fast, observation) < 1e-5
+    assert not eager
+
+
 def test_every_sampler_plans_as_eagerly(pair):
     policy, fast, observation = pair
     for name, sampler in SAMPLERS.items():

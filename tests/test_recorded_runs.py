@@ -164,7 +164,7 @@ def test_the_command_limits_records_and_shows(tmp_path, capsys):
                 got.append(client.infer({"x": np.float32([0.5])})["actions"])
             with urllib.request.urlopen(f"{uri.replace('ws', 'http', 1)}/state", timeout=20) as reply:
                 counts = json.load(reply)["counts"]
-                got.extend((counts["plans"], counts["changed"]))
+                got.extend((counts["plans"], counts["changed"], counts["unrecorded"]))
         finally:
             os.kill(os.getpid(), signal.SIGTERM)
 
@@ -177,6 +177,7 @@ def test_the_command_limits_records_and_shows(tmp_path, capsys):
     assert (numbers(record, "seed"), got[1]) == ([4], 1)
     assert numbers(record, "changed") == [got[2]]
     assert got[2] > 0
+    assert got[3] == 0
     assert np.abs(got[0]).max() <= np.float32(0.01)
 
 
@@ -188,16 +189,23 @@ def test_a_record_of_another_policy_is_refused(tmp_path):
         Recording(tmp_path / "run", diffusion(history=1).spec)
 
 
+def metrics(server) -> str:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=20) as reply:
+        return reply.read().decode()
+
+
 def test_a_slow_disk_costs_rows_and_no_time(tmp_path, monkeypatch, caplog):
     policy = echo()
     size = sum(look.dtype.itemsize * int(np.prod(look.shape)) for look in features(policy.spec).values())
     recording, gate = Recording(tmp_path / "run", policy.spec, most=3 * size, seconds=0.01), threading.Event()
     add = recording._recorder.add
     monkeypatch.setattr(recording._recorder, "add", lambda row: gate.wait(20) and add(row))
-    with running(policy, observers=[recording]) as server:
+    with running(policy, observers=[recording], recording=recording) as server:
         peer = Peer(server)
         for step in range(10):  # all are answered while the disk is stuck
             peer.ask(float(step))
+        # The last plan is told to observers after its reply.
+        assert any("poise_unrecorded_total 7.0" in metrics(server) for _ in range(500))
     assert recording.dropped == 7
     gate.set()
     with caplog.at_level(logging.WARNING, "poise.serving"):

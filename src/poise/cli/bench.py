@@ -1,9 +1,7 @@
 """`poise bench CHECKPOINT`: how long a plan takes on this machine, where the time goes, and how little it could be."""
 
 import itertools
-import resource
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from poise.cli.evaluate import write_json
 from poise.cli.machine import machine
+from poise.cli.memory import peak_memory
 from poise.cli.running import SAMPLERS
 from poise.policies import DiffusionPolicy, compiled, load
 from poise.sampling import Sampler
@@ -81,7 +80,8 @@ def bench(
     checkpoint between two plans. The shares are of the encoder and of the network's evaluations; what remains is the
     sampler, checks and normalisation. The floor is the larger of two times: reading the network's weights at the
     measured bandwidth of this memory, which weights that fit into the cache undercut, and its arithmetic at the
-    measured speed of a large matrix product.
+    measured speed of a large matrix product. "MiB" is the most memory that the process held while the plans of the row
+    were timed, PyTorch and every way to plan included; on CUDA what PyTorch took of the device.
 
         poise bench out/pusht --samplers DDIM DPMSolverPP --evaluations 5 10 --threads 1 2 --compile
 
@@ -113,12 +113,13 @@ def bench(
     for line in table(rows):
         print(line)
     if json:
-        write_json(json, {"rows": rows, "machine": machine(), "peak_memory_mb": peak_memory()})
+        write_json(json, {"rows": rows, "machine": machine()})
 
 
 def _timed(policy: DiffusionPolicy, grid: Grid, ways: Ways, repeats: int) -> Iterator[dict[str, Any]]:
     """The rows of one number of threads."""
-    spec, speed = policy.spec, speed_of(policy.action_normaliser.scale.device)
+    spec, device = policy.spec, policy.action_normaliser.scale.device
+    speed = speed_of(device)
     samplers = {name: _sampler(name) for name in grid.samplers} or {type(spec.sampler).__name__: spec.sampler}
     running = ways.of(policy, grid.batches)
     for (name, sampler), evaluations, batch in itertools.product(
@@ -128,7 +129,8 @@ def _timed(policy: DiffusionPolicy, grid: Grid, ways: Ways, repeats: int) -> Ite
         for way, its in running.items():
             chosen = its.using(sampler=sampler, evaluations=evaluations)
             row = {"sampler": name, "batch": batch, "threads": torch.get_num_threads(), "way": way}
-            seconds = times(partial(_plan, chosen, chosen.blank(batch)), repeats)
+            plan = partial(_plan, chosen, chosen.blank(batch))
+            seconds, row["memory_mib"] = peak_memory(partial(times, plan, repeats), device)
             row |= figures(seconds, spec.execute) | shares(chosen, batch, repeats, statistics.median(seconds))
             size = sum(p.numel() * p.element_size() for p in chosen.diffusion.parameters())
             row["floor_ms"] = 1e3 * row["counted"] * speed.floor(size, needed)
@@ -218,28 +220,22 @@ def _call(policy: DiffusionPolicy, batch: int) -> tuple[Tensor, Tensor, Any]:
     return x, x.new_zeros(batch), policy.diffusion.network.prepare(tokens)
 
 
-def peak_memory() -> float:
-    """The most memory that this process has had, in MiB, and all that it loaded with it."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
 def table(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     """Lines for people."""
     yield (
         f"{'sampler':<16}{'eval.':>6}{'batch':>6}{'threads':>8}  {'way':<10}{'median':>9}{'p95':>9}{'p99':>9} ms"
-        f"{'plans/s':>9}{'Hz':>8}{'encoder':>9}{'network':>9}{'floor':>9} ms"
+        f"{'plans/s':>9}{'Hz':>8}{'encoder':>9}{'network':>9}{'floor':>9} ms{'MiB':>7}"
     )
     for row in rows:
+        memory = "-" if row["memory_mib"] is None else f"{row['memory_mib']:.0f}"
         yield (
             f"{row['sampler']:<16}{row['counted']:>6}{row['batch']:>6}{row['threads']:>8}  {row['way']:<10}"
             f"{row['median_ms']:>9.2f}{row['p95_ms']:>9.2f}{row['p99_ms']:>9.2f}   "
             f"{row['plans_per_s']:>9.1f}{row['control_hz']:>8.0f}{row['encoder_share']:>9.0%}"
-            f"{row['network_share']:>9.0%}{row['floor_ms']:>9.2f}"
+            f"{row['network_share']:>9.0%}{row['floor_ms']:>9.2f}   {memory:>7}"
         )
     best = rows[-1]
     yield f"{best['bandwidth_gb_s']:.1f} GB/s of memory and {best['gflop_s']:.0f} GFLOP/s measured; {machine()}"
-    yield f"{peak_memory():.0f} MiB at most"
 
 
 __all__ = [
@@ -249,7 +245,6 @@ __all__ = [
     "bench",
     "figures",
     "operations",
-    "peak_memory",
     "shares",
     "speed_of",
     "table",

@@ -108,10 +108,10 @@ def serve(
     key, tls = listen.key(), listen.tls()
     with ExitStack() as stack:
         dashboard = Dashboard(policy) if watch.dashboard else None
-        observers: list[Observer] = [] if dashboard is None else [dashboard]
-        if watch.record is not None:
-            observers.append(stack.enter_context(Recording(watch.record, policy.spec)))
-        server = Server(Planner(policy, seed, filters, observers), limits, key, dashboard)
+        path = watch.record
+        recording = None if path is None else stack.enter_context(Recording(path, policy.spec))
+        observers: list[Observer] = [one for one in (dashboard, recording) if one is not None]
+        server = Server(Planner(policy, seed, filters, observers), limits, key, dashboard, recording)
         run(server, listen.host, listen.port, tls, partial(print, flush=True))
 
 

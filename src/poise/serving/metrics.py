@@ -10,6 +10,7 @@ FIGURES = {
     "plans": "Plans that were sent.",
     "changed": "Actions that the limits changed.",
     "superseded": "Observations that a newer one of the same robot took the place of.",
+    "unrecorded": "Plans that are not in the record, for the disk was too slow or full.",
     "errors": "Errors that were sent, each of which ended a connection.",
     "infer_seconds": "Seconds that plans took, each that of its whole batch.",
     "wait_seconds": "Seconds that plans waited before.",

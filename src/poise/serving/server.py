@@ -23,6 +23,7 @@ from poise.serving.dashboard import HEADERS, Dashboard
 from poise.serving.limits import Limits, Pace, Places, authorised, check_exposure, is_loopback
 from poise.serving.metrics import FIGURES, exposition
 from poise.serving.planning import Planner
+from poise.serving.recording import Recording
 from poise.serving.sessions import KEYS, Name, Request, request_of
 from poise.wire import pack, unpack
 
@@ -49,9 +50,9 @@ class Server:
         limits: What a client may do.
         key: What a client must show, as `Authorization: Api-Key KEY`; None asks for nothing.
         dashboard: Page to show at `/`, which is an observer of the planner too.
+        recording: Whose missing plans are counted, which is an observer of the planner too.
 
     Attributes:
-        counts: What happened so far, by the names of `poise.serving.metrics.FIGURES`.
         ending: Whether it takes no new connections and observations any more.
 
     Raises:
@@ -59,7 +60,12 @@ class Server:
     """
 
     def __init__(
-        self, planner: Planner, limits: Limits, key: str | None = None, dashboard: Dashboard | None = None
+        self,
+        planner: Planner,
+        limits: Limits,
+        key: str | None = None,
+        dashboard: Dashboard | None = None,
+        recording: Recording | None = None,
     ) -> None:
         self._spec = planner.policy.spec
         clash = sorted(set(KEYS) & set(self._spec.observations))
@@ -68,7 +74,12 @@ class Server:
         self._limits, self._key, self._places, self._dashboard = limits, key, Places(limits), dashboard
         self._planner, self._batcher = planner, Batcher(planner, limits.batch, self._spec.history)
         self._metadata, self._numbers, self.ending = pack(metadata(planner.policy)), itertools.count(), False
-        self.counts = dict.fromkeys(FIGURES, 0.0)
+        self._counts, self._recording = dict.fromkeys(FIGURES, 0.0), recording
+
+    @property
+    def counts(self) -> dict[str, float]:
+        """What happened so far, by the names of `poise.serving.metrics.FIGURES`."""
+        return self._counts | ({} if self._recording is None else {"unrecorded": self._recording.dropped})
 
     @asynccontextmanager
     async def listening(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
@@ -131,7 +142,7 @@ class Server:
             return connection.respond(HTTPStatus.OK, "OK\n")
         keys = request.headers.get_all("Authorization")
         if not authorised(self._key, keys[0] if len(keys) == 1 else None):
-            self.counts["connections_refused"] += 1
+            self._counts["connections_refused"] += 1
             refusal = connection.respond(HTTPStatus.UNAUTHORIZED, "expected the header Authorization: Api-Key KEY\n")
             if self._dashboard is not None:
                 refusal.headers["WWW-Authenticate"] = 'Basic realm="poise: the key is the password", charset="UTF-8"'
@@ -142,7 +153,7 @@ class Server:
             return self._page(connection, request, self._dashboard)
         full = self._places.full(_address(connection))
         if full is not None:
-            self.counts["connections_refused"] += 1
+            self._counts["connections_refused"] += 1
             return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, f"{full}\n")
         return None
 
@@ -172,7 +183,7 @@ class Server:
             await connection.close(_LATER, full[:100])
             return
         self._places.take(address)
-        self.counts["connections_opened"] += 1
+        self._counts["connections_opened"] += 1
         client = _Client(connection, next(self._numbers), self._limits)
         _log.info("client %d of %s is there", client.number, address)
         try:
@@ -192,7 +203,7 @@ class Server:
     async def _converse(self, client: "_Client") -> None:
         while True:
             message = await client.receive()
-            self.counts["requests"] += 1
+            self._counts["requests"] += 1
             request = request_of(unpack(message, self._limits.message_bytes), self._spec)
             client.admit(request.robot)
             client.spawn(self._answer(client, request))
@@ -205,7 +216,7 @@ class Server:
             planned = await self._batcher.submit(client.number, request)
             reply = self._reply(client, request, planned)
         except SupersededError as error:
-            self.counts["superseded"] += 1
+            self._counts["superseded"] += 1
             reply = {"busy": str(error), **_named(request)}
         except Exception as error:
             await self._fail(client, error)
@@ -217,10 +228,10 @@ class Server:
             return
 
     def _reply(self, client: "_Client", request: Request, planned: Planned) -> dict[str, Any]:
-        self.counts["plans"] += 1
-        self.counts["infer_seconds"] += planned.seconds
-        self.counts["wait_seconds"] += planned.waited
-        self.counts["changed"] += planned.changed
+        self._counts["plans"] += 1
+        self._counts["infer_seconds"] += planned.seconds
+        self._counts["wait_seconds"] += planned.waited
+        self._counts["changed"] += planned.changed
         milliseconds = 1e3 * planned.seconds
         timing = {"infer_ms": milliseconds, "queue_ms": 1e3 * planned.waited, "batch": planned.batch}
         if client.total is not None:
@@ -235,7 +246,7 @@ class Server:
 
     async def _fail(self, client: "_Client", error: Exception) -> None:
         """Tell an error and close; of one that nobody foresaw only the log tells more."""
-        self.counts["errors"] += 1
+        self._counts["errors"] += 1
         foreseen = isinstance(error, ValueError | RuntimeError)
         _log.warning("client %d: %s", client.number, error, exc_info=None if foreseen else error)
         try:

@@ -10,7 +10,7 @@ from torch import nn
 from poise.cli.running import SAMPLERS
 from poise.data import Episodes, Windows
 from poise.nn import MLP, UNet1D
-from poise.policies import DiffusionPolicy, PolicySpec, WarmStart, compiled
+from poise.policies import DiffusionPolicy, PolicySpec, WarmStart, compiled, compiling
 from poise.policies.graphs import Graphs
 from poise.policies.tried import tried
 from poise.sampling import DDIM, DDPM, Euler, per_sample
@@ -67,6 +67,7 @@ def test_the_plan_is_the_eager_one(pair, monkeypatch, count):
 
 def test_a_unet_plans_as_eagerly(monkeypatch):
     """Compiled, its convolutions, their strides and what doubles the steps are other code: products of windows."""
+    monkeypatch.setitem(compiling._WAYS, torch.float32, ({},))  # trying templates takes a minute, and the MLP has done it
     policy, observation = fitted(UNet1D(channels=(8, 16), groups=4, kernel=3, embedding=8))
     fast = compiled(policy)
     eager = calls(fast, monkeypatch)

@@ -25,6 +25,7 @@ import torch
 from latency import machine
 
 from poise import CNN, DiffusionPolicy, Joint, PolicySpec, SmallCNN, UNet1D, Windows, read
+from poise.cli.memory import resident
 from poise.data import Contents, Episodes, Facts, Feature, Role
 from poise.data.formats.recording import Recording
 
@@ -52,8 +53,7 @@ def write(path: Path, case: str, count: int) -> float:
 
 def memory(field: str) -> float:
     """A figure of this process's memory, in GiB."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 2**20
+    return resident(field) / 2**10
 
 
 def policy_of(case: str) -> DiffusionPolicy:

@@ -21,9 +21,10 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from serving_driver import ACTION, STATE, memory, server
+from serving_driver import ACTION, STATE, server
 from websockets.asyncio.client import connect
 
+from poise.cli.memory import resident
 from poise.wire import pack, unpack
 
 HEALTH, RATIO, FAIR, GROWTH = 50.0, 3.0, 2.0, 10.0
@@ -70,9 +71,9 @@ async def load(uri: str, process: int, clients: int, seconds: float) -> dict[str
         end = time.monotonic() + seconds
         tasks = [asyncio.create_task(client(uri, number, end, waits)) for number in range(clients)]
         await asyncio.sleep(seconds / 10)
-        early = memory(process)
+        early = resident(process=process)
         counts = await asyncio.gather(*tasks)
-        late, health_ms = memory(process), await asked
+        late, health_ms = resident(process=process), await asked
     plans, (wait, batch) = [count for count, _ in counts], np.array(waits).T
     return {
         "plans_per_second": sum(plans) / seconds,

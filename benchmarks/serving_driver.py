@@ -9,15 +9,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 
 STATE, ACTION = 20, 7
-
-
-def memory(process: int) -> float:
-    """Resident MiB of a process."""
-    lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 def started(*options: str) -> tuple[subprocess.Popen[str], str]:

@@ -31,6 +31,7 @@ import torch
 from latency import HERE, SAME_AS_LEROBOT, machine
 
 from poise import DiffusionPolicy, Episodes, Learner, TrainingSpec, UNet1D, Windows, train
+from poise.cli.memory import resident
 
 NETS = {"small": (64, 128, 256), "medium": (256, 512, 1024)}
 ROWS = [("small", 64), ("small", 256), ("medium", 64), ("medium", 256)]
@@ -144,8 +145,7 @@ def memory() -> None:
             pass
         Checkpoints(Path(folder)).save(found, {})
     parameters = 4 * sum(p.numel() for p in policy.parameters())
-    status = Path("/proc/self/status").read_text().splitlines()
-    peak = 1024 * next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+    peak = round(2**20 * resident("VmHWM"))
     limit = 6 * parameters + 500 * 2**20
     print(json.dumps({"machine": machine(), "parameters_bytes": parameters, "peak_bytes": peak, "limit_bytes": limit}))
     print(f"peak {peak / 2**20:.0f} MiB, {peak / parameters:.2f} x the parameters; limit {limit / 2**20:.0f} MiB")

@@ -11,7 +11,6 @@ missed. Memory is compared with that after the first thousand messages.
 
 import argparse
 import json
-import os
 import random
 import re
 import socket
@@ -25,10 +24,11 @@ from urllib.parse import urlsplit
 
 import msgpack
 import numpy as np
-from serving_driver import ACTION, STATE, memory, server
+from serving_driver import ACTION, STATE, server
 from websockets.exceptions import ConnectionClosed
 from websockets.sync.client import connect
 
+from poise.cli.memory import resident
 from poise.wire import DecodeError, pack, unpack
 
 HANG, GROWTH = 1.0, 50.0  # seconds, MiB
@@ -180,8 +180,8 @@ def decode(count: int, seed: int) -> dict[str, Any]:
             kinds[" ".join(words[:5])] += 1
         slowest = max(slowest, time.perf_counter() - start)
         if number == min(_SETTLED, count - 1):
-            before = memory(os.getpid())
-    growth = memory(os.getpid()) - (before or 0.0)
+            before = resident()
+    growth = resident() - (before or 0.0)
     common = dict(kinds.most_common(12))
     seconds = time.perf_counter() - begin
     return {"messages": count, "seconds": seconds, "slowest_s": slowest, "growth_mib": growth, "kinds": common}
@@ -211,18 +211,18 @@ def live(count: int, seed: int) -> dict[str, Any]:
     """Send so many messages to a server; a valid client is served afterwards."""
     kinds, slowest, source, draw = Counter[str](), (0.0, ""), messages(seed + 1), random.Random(seed)
     with server("--evaluations", "1") as (uri, process):
-        before = memory(process)
+        before = resident(process=process)
         for number in range(count):
             kind, seconds = tried(uri, next(source), draw.random() < 0.2)
             kinds[kind], slowest = kinds[kind] + 1, max(slowest, (seconds, kind))
             if number == min(_SETTLED, count - 1):
-                before = memory(process)
+                before = resident(process=process)
         with connect(uri, compression=None, proxy=None) as connection:
             connection.recv(timeout=10)
             connection.send(pack(VALID))
             reply = connection.recv(timeout=10)
             served = isinstance(reply, bytes) and unpack(reply)["actions"].shape[1] == ACTION
-        growth = memory(process) - before
+        growth = resident(process=process) - before
     figures = {"messages": count, "slowest_s": slowest[0], "slowest": slowest[1], "growth_mib": growth}
     return figures | {"kinds": dict(kinds), "served": served}
 

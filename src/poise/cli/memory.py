@@ -1,20 +1,27 @@
-"""How much memory something takes at its peak."""
+"""How much memory a process has, and something takes at its peak."""
 
 import ctypes
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
-_STATUS, _FORGET = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+_FORGET = Path("/proc/self/clear_refs")
 _PEAK = "5"  # what makes Linux forget the peak of a process
 
 T = TypeVar("T")
 
 
-def peak_memory(run: Callable[[], T], device: torch.device) -> tuple[T, float | None]:
+def resident(field: str = "VmRSS", process: int | str = "self") -> float:
+    """Resident MiB of a process on Linux: `VmRSS` now, `VmHWM` at its peak."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith(field))
+
+
+def peak_memory(run: Callable[[], T], device: "torch.device") -> tuple[T, float | None]:
     """Call a function, and measure the most memory that was held meanwhile.
 
     On CUDA that is what PyTorch took of the device. Elsewhere it is the resident memory of this process, and so of all
@@ -24,11 +31,13 @@ def peak_memory(run: Callable[[], T], device: torch.device) -> tuple[T, float | 
         What the function returned, and MiB, or None where no one tells: only Linux with glibc forgets an earlier peak.
     """
     if device.type == "cuda":
+        import torch
+
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
         return run(), torch.cuda.max_memory_reserved(device) / 2**20
     known = sys.platform == "linux" and _forgotten()
-    return run(), _resident() if known else None
+    return run(), resident("VmHWM") if known else None
 
 
 def _forgotten() -> bool:
@@ -40,9 +49,4 @@ def _forgotten() -> bool:
     return True
 
 
-def _resident() -> float:
-    lines = _STATUS.read_text().splitlines()
-    return next(int(line.split()[1]) / 2**10 for line in lines if line.startswith("VmHWM"))
-
-
-__all__ = ["peak_memory"]
+__all__ = ["peak_memory", "resident"]

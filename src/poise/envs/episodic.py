@@ -46,7 +46,7 @@ class Episodic(gymnasium.Env[Any, NDArray[np.float32]], ABC):
                 "or None"
             )
         spaces: dict[str, Any] = {name: Box(-np.inf, np.inf, shape) for name, shape in numbers.items()}
-        spaces |= {name: Box(0, 255, (size, size, 3), np.uint8) for name, size in cameras.items()}
+        spaces |= {name: Box(0, 255, (side, side, 3), np.uint8) for name, side in cameras.items()}
         self.observation_space, self.action_space = Dict(spaces), Box(-limit, limit, (size,))
         self.max_steps, self.render_mode, self._limit = max_steps, render_mode, limit
         self._steps, self._last = 0, None

@@ -67,9 +67,8 @@ def test_the_plan_is_the_eager_one(pair, monkeypatch, count):
 
 def test_a_unet_plans_as_eagerly(monkeypatch):
     """Compiled, its convolutions, their strides and what doubles the steps are other code: products of windows."""
-    monkeypatch.setitem(
-        compiling._WAYS, torch.float32, ({},)
-    )  # trying templates takes a minute, and the MLP has done it
+    # Trying templates takes a minute, and the MLP has done it.
+    monkeypatch.setitem(compiling._WAYS, torch.float32, ({},))
     policy, observation = fitted(UNet1D(channels=(8, 16), groups=4, kernel=3, embedding=8))
     fast = compiled(policy)
     eager = calls(fast, monkeypatch)

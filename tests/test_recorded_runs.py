@@ -262,13 +262,13 @@ def test_what_was_saved_survives_a_kill(tmp_path):
     index = tmp_path / "run" / "episodes.jsonl"
     with process, process.stdout:
         # A thread of its own saves, later than plans are sent.
-        while not index.exists() or index.read_bytes().count(b"\n") < 20:
+        while not index.exists() or index.read_bytes().count(b"\n") <= 20:
             assert process.stdout.readline()
         process.send_signal(signal.SIGKILL)
     record = read(tmp_path / "run")
     plans = numbers(record, "plan")
     assert plans == list(range(len(plans)))
-    assert len(plans) >= 20
+    assert len(plans) > 20
     np.testing.assert_array_equal(record.features["x"][:, -1, 0], np.add(plans, 100))
     with Recording(tmp_path / "run", echo().spec):  # the next run goes on in it
         pass

@@ -17,6 +17,7 @@ from poise.nn.encoders import (
     CNN,
     AveragePool,
     Backbone,
+    DeepSets,
     FrozenBatchNorm,
     Fusion,
     GroupNorm,
@@ -44,6 +45,7 @@ from poise.training import Learner, TrainingSpec, train
 TINY = CNN(SmallCNN((16, 32)), SpatialSoftmax(4), width=6)
 EXAMPLES = {
     "Vector": [Vector(), Vector(width=12), Vector(angles=("joints",))],
+    "DeepSets": [DeepSets(("discs",), 8), DeepSets(("discs", "people"), 8, Vector(angles=("joints",)))],
     "CNN": [TINY, replace(TINY, shared=False, pooling=AveragePool()), replace(TINY, frozen=True, imagenet=True)],
     "ImageTransformer": [ImageTransformer(12, 16, 1, 2), ImageTransformer(16, 16, 2, 4, pooled=False)],
     "Joint": [Joint(TINY), Joint(ImageTransformer(12, 8, 1, 1, pooled=False), Vector(width=5))],
@@ -51,6 +53,7 @@ EXAMPLES = {
 }
 CAMERAS = {"left": (16, 16, 3), "right": (24, 16, 3)}
 STATES = {"arm": (3,), "grip": (1,)}
+SETS = {"discs": (4, 3), "people": (2, 5), "joints": (3,)}
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +76,7 @@ def count(module):
 
 @pytest.mark.parametrize("spec", [spec for specs in EXAMPLES.values() for spec in specs])
 def test_encoders_conform(spec):
-    check_encoder(spec)
+    check_encoder(spec, SETS if isinstance(spec, DeepSets) else None)
 
 
 def test_every_encoder_has_an_example():
@@ -88,6 +91,26 @@ def test_residual_networks_conform(backbone):
 
 def test_rotations_conform():
     check_encoder(Vector(rotations=("q", "w", "m", "s")), {"q": (4,), "w": (3,), "m": (3, 3), "s": (6,)})
+
+
+def test_deep_sets_conform_without_states():
+    check_encoder(DeepSets(("discs",), 8), {"discs": (4, 3)})
+
+
+def test_sets_have_no_order_and_every_element_the_same_weights():
+    encoder, observation = built(DeepSets(("discs",), 8), SETS), observed(SETS)
+    tokens = encoder(observation)
+    assert encoder.raw == {"discs"}
+    order = torch.tensor([2, 0, 3, 1])
+    assert torch.allclose(encoder({**observation, "discs": observation["discs"][:, :, order]}), tokens, atol=1e-6)
+    moved = {**observation, "people": observation["people"].flip(2)}  # no set here, so places matter
+    assert not torch.allclose(encoder(moved), tokens)
+    alone = observation["discs"][:, :, :1].expand(-1, -1, 4, -1)
+    largest, mean = encoder({**observation, "discs": alone})[..., -16:].chunk(2, -1)
+    assert torch.allclose(largest, mean, atol=1e-6)  # four equal elements: what one of them gives
+    state = torch.cat([observation["joints"], observation["people"].flatten(2)], -1)
+    one = encoder.phi["discs"](torch.cat([state, observation["discs"][:, :, 0]], -1))
+    assert torch.allclose(mean, one, atol=1e-6)
 
 
 @dataclass(frozen=True)
@@ -533,6 +556,9 @@ def test_the_vector_encoder_keeps_its_tensors():
         (lambda: CNN().build(STATES, 2), r"CNN got the low-dimensional features .*'arm': \(3,\).*Joint and Fusion"),
         (lambda: ImageTransformer().build({**STATES, **CAMERAS}, 2), "ImageTransformer got the low-dimensional"),
         (lambda: Vector().build({}, 2), "expected low-dimensional features"),
+        (lambda: DeepSets(()), "without sets take Vector"),
+        (lambda: DeepSets(("arm", "hand")).build(STATES, 2), r"{'arm': \(3,\), 'hand': \(\)}.*elements, numbers"),
+        (lambda: DeepSets(("left",)).build(CAMERAS, 2), "DeepSets got the images"),
         (lambda: Vector(angles=("wrist",)).build(STATES, 2), r"\['wrist'\].*among \['arm', 'grip'\]"),
         (lambda: Joint(states=Vector(rotations=("wrist",))).build(CAMERAS, 2), r"\['wrist'\].*no features"),
         (lambda: Fusion(states=Vector(angles=("wrist",))).build(STATES, 2), r"\['wrist'\].*no features"),

@@ -2,6 +2,7 @@
 
 from poise.nn.encoders.backbones import Backbone, FrozenBatchNorm, GroupNorm, Norm, SmallCNN
 from poise.nn.encoders.cnn import CNN
+from poise.nn.encoders.deep_sets import DeepSets
 from poise.nn.encoders.fusion import Fusion
 from poise.nn.encoders.image_transformer import ImageTransformer
 from poise.nn.encoders.joint import Joint
@@ -16,6 +17,7 @@ __all__ = [
     "AveragePool",
     "Backbone",
     "FrozenBatchNorm",
+    "DeepSets",
     "Fusion",
     "GroupNorm",
     "ImageTransformer",

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -64,7 +65,8 @@ def test_the_client_needs_neither_torch_nor_anything_but_three_packages():
 def test_what_is_missing_is_named_with_its_extra(module, missing):
     program = f"import sys; sys.modules['{missing}'] = None; import poise.{module}"
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
-    assert f"need{'s' * (module == 'client')} {missing}: install it with pip install 'poise[serve]'" in ran.stderr
+    found = re.search(r"needs? the extra 'serve' \(.*\b" + missing, ran.stderr)
+    assert found, ran.stderr
 
 
 def test_a_client_plans_and_begins_episodes():

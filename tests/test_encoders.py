@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch.nn import functional
 
-from poise.data import Episodes, Windows
+from poise.data import Episodes, Standard, Windows
 from poise.nn import MLP
 from poise.nn.encoders import (
     CNN,
@@ -100,7 +100,7 @@ def test_deep_sets_conform_without_states():
 def test_sets_have_no_order_and_every_element_the_same_weights():
     encoder, observation = built(DeepSets(("discs",), 8), SETS), observed(SETS)
     tokens = encoder(observation)
-    assert encoder.raw == {"discs"}
+    assert (encoder.alike, encoder.raw) == ({"discs"}, frozenset())
     order = torch.tensor([2, 0, 3, 1])
     assert torch.allclose(encoder({**observation, "discs": observation["discs"][:, :, order]}), tokens, atol=1e-6)
     moved = {**observation, "people": observation["people"].flip(2)}  # no set here, so places matter
@@ -111,6 +111,23 @@ def test_sets_have_no_order_and_every_element_the_same_weights():
     state = torch.cat([observation["joints"], observation["people"].flatten(2)], -1)
     one = encoder.phi["discs"](torch.cat([state, observation["discs"][:, :, 0]], -1))
     assert torch.allclose(mean, one, atol=1e-6)
+
+
+def test_elements_of_a_set_share_the_constants_of_their_normalisation():
+    discs = np.random.default_rng(0).normal([1.0, 20.0], [2.0, 0.5], (40, 3, 2))
+    episodes = Episodes({"discs": discs.astype(np.float32), "action": discs[:, 0].astype(np.float32)}, np.array([40]))
+    spec = PolicySpec(
+        {"discs": (3, 2)}, 2, history=1, encoder=DeepSets(("discs",), 8), observation_scaling=Standard(),
+        network=MLP(width=16, depth=1, condition=8),
+    )  # fmt: skip
+    policy = DiffusionPolicy(spec)
+    policy.fit(Windows(episodes, ("discs",), 1, spec.horizon, 7))
+    scale, offset = policy.constants("discs")
+    flat = torch.as_tensor(discs).float().flatten(0, 1)
+    torch.testing.assert_close(scale, 1 / flat.std(0))
+    torch.testing.assert_close(offset, -flat.mean(0) / flat.std(0))
+    plan = policy.plan({"discs": torch.as_tensor(discs[:1, None]).float()})
+    assert plan.shape == (1, spec.planned, 2)
 
 
 @dataclass(frozen=True)
@@ -590,7 +607,7 @@ def test_what_does_not_fit_is_refused(make, message):
 def test_a_missing_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)
     for call in (lambda: Timm("resnet18").build(3), lambda: timm_weights("resnet18")):
-        with pytest.raises(ImportError, match=r"extra 'vision': pip install 'poise\[vision\]'"):
+        with pytest.raises(ImportError, match=r"extra 'vision' .*: pip install 'poise\[vision\]'"):
             call()
 
 

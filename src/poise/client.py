@@ -19,13 +19,12 @@ from concurrent.futures import Future
 from contextlib import suppress
 from typing import Any, NamedTuple
 
+from poise.extras import extra
 from poise.wire import MAX_BYTES, pack, unpack
 
-try:
+with extra("serve", "the client needs"):
     from websockets.asyncio.client import ClientConnection, connect
     from websockets.exceptions import ConnectionClosed, InvalidStatus
-except ImportError as error:
-    raise ImportError("the client needs websockets: install it with pip install 'poise[serve]'") from error
 
 _FIRST, _LONGEST = 0.05, 0.5  # seconds between two tries to connect
 _OPEN, _PING, _CLOSE = 2.0, 2.0, 0.5  # seconds for a handshake, between pings, and to close

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-try:
+from poise.extras import extra
+
+with extra("serve", "messages need"):
     import msgpack
-except ImportError as error:
-    raise ImportError("messages need msgpack: install it with pip install 'poise[serve]'") from error
 
 MAX_BYTES = 32 * 2**20
 """Bytes of a message, unless told otherwise."""

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.data.untrusted import DataError, affordable, broken
+from poise.extras import extra
 
 PUBLISHED = {"id": "blosc", "cname": "zstd", "clevel": 5, "shuffle": 2, "blocksize": 0}  # that of Push-T
 _DENSE = 8  # zstd and JPEG XL make constant images smaller than 1 / 1000, by not more than this
@@ -204,21 +205,17 @@ _DECODERS: Mapping[str, Callable[[Layout, bytes], Any]] = {
 
 
 def _numcodecs() -> ModuleType:
-    try:
+    with extra("zarr", "zarr needs"):
         import numcodecs
         import numcodecs.blosc
         import numcodecs.lz4
         import numcodecs.zstd
-    except ImportError as error:
-        raise ImportError("zarr needs the extra 'zarr': pip install 'poise[zarr]'") from error
     return numcodecs
 
 
 def _imagecodecs() -> ModuleType:
-    try:
+    with extra("umi", "images in JPEG XL or JPEG 2000 need"):
         import imagecodecs
-    except ImportError as error:
-        raise ImportError("images in JPEG XL or JPEG 2000 need the extra 'umi': pip install 'poise[umi]'") from error
     return imagecodecs
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from poise.data.quarantine import Limits, quarantined
 from poise.data.source import Feature
 from poise.data.untrusted import MAX_EPISODES, MAX_JSON, DataError, affordable, broken
+from poise.extras import extra
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
 _ERRORS = (KeyError, RuntimeError, OSError, ValueError, TypeError, AttributeError, MemoryError, OverflowError)
@@ -231,10 +232,8 @@ def _text(value: Any) -> str:
 
 
 def _library() -> ModuleType:
-    try:
+    with extra("hdf5", "HDF5 needs"):
         import h5py
-    except ImportError as error:
-        raise ImportError("HDF5 needs the extra 'hdf5': pip install 'poise[hdf5]'") from error
     return h5py
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.data.untrusted import DataError, affordable, broken
+from poise.extras import extra
 
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}  # channels -> what Pillow calls it
 _FORMATS = ("PNG", "JPEG")  # what recordings hold; the other parsers of Pillow never see a byte
@@ -63,10 +64,8 @@ def encode_png(pixels: NDArray[np.uint8]) -> bytes:
 
 
 def _library() -> ModuleType:
-    try:
+    with extra("images", "images need"):
         from PIL import Image
-    except ImportError as error:
-        raise ImportError("images need the extra 'images': pip install 'poise[images]'") from error
     return Image
 
 

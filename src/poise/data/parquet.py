@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from poise.data.pages import page_sizes
 from poise.data.source import Feature
 from poise.data.untrusted import MAX_EPISODES, MAX_FEATURES, DataError, affordable, broken
+from poise.extras import extra
 
 _PIECE = 2**26  # bytes of texts that are in memory at a time
 _FREE, _RATIO = 2**24, 1000  # texts that any file may hold, and how much larger they may be than the file
@@ -304,12 +305,10 @@ def _owner(path: str, names: set[str]) -> str:
 
 
 def _library() -> ModuleType:
-    try:
+    with extra("lerobot", "Parquet needs"):
         import pyarrow
         import pyarrow.parquet
         import pyarrow.types
-    except ImportError as error:
-        raise ImportError("Parquet needs the extra 'lerobot': pip install 'poise[lerobot]'") from error
     return pyarrow
 
 

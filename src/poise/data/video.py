@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.data.untrusted import DataError, broken
+from poise.extras import extra
 
 _OPTIONS = {"crf": "21", "preset": "medium"}  # constant rate factor: less is better and larger
 _DATASET_OPTIONS = {"g": "2", "crf": "30"}  # those of LeRobot: every second frame can be decoded without another
@@ -181,10 +182,8 @@ def write_video(path: str | Path, frames: Iterable[NDArray[np.uint8]], rate: flo
 
 
 def _library(what: str) -> ModuleType:
-    try:
+    with extra("video", f"{what} needs"):
         import av
-    except ImportError as error:
-        raise ImportError(f"{what} needs the extra 'video': pip install 'poise[video]'") from error
     return av
 
 

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from poise.envs.drawing import draw_maze
 from poise.envs.episodic import Episodic, Observation
 from poise.envs.grid import Cell, Grid, leftness
+from poise.extras import extra
 
 LAYOUTS: Final[Mapping[str, tuple[str, int]]] = {"medium": ("MEDIUM_MAZE", 6), "large": ("LARGE_MAZE", 10)}
 """Name -> PointMaze's map, and cells that start and goal are apart at least, by the shortest way."""
@@ -154,11 +155,9 @@ def _pairs(grid: Grid, apart: int) -> dict[tuple[Cell, Cell], tuple[Way, Way]]:
 
 
 def _library() -> tuple[ModuleType, ModuleType]:
-    try:
-        with contextlib.redirect_stderr(io.StringIO()):  # on import it tells of hands that are not used here
-            from gymnasium_robotics.envs.maze import maps, point_maze
-    except ImportError as error:
-        raise ImportError("mazes need the extra 'maze': pip install 'poise[maze]'") from error
+    # On import it tells of hands that are not used here.
+    with extra("maze", "mazes need"), contextlib.redirect_stderr(io.StringIO()):
+        from gymnasium_robotics.envs.maze import maps, point_maze
     return maps, point_maze
 
 

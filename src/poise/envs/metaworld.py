@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.envs.episodic import Episodic, Observation
+from poise.extras import extra
 
 STEPS: Final = 300  # control steps of an episode by default; the experts need 50 to 120
 
@@ -168,12 +169,8 @@ def _known_task(task: str, known: Any) -> None:
 
 
 def _library() -> ModuleType:
-    try:
+    with extra("manipulation", "tasks of Meta-World need"):
         import metaworld
-    except ImportError as error:
-        raise ImportError(
-            "tasks of Meta-World need the extra 'manipulation': pip install 'poise[manipulation]'"
-        ) from error
     return metaworld
 
 

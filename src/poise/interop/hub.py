@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from poise.extras import extra
 from poise.interop.card import model_card
 from poise.policies import Policy
 from poise.policies.checkpoint import load
@@ -91,10 +92,8 @@ def _index(hub: ModuleType, name: str, results: Mapping[str, Any] | None) -> dic
 
 
 def _library() -> ModuleType:
-    try:
+    with extra("hub", "the hub needs"):
         import huggingface_hub
-    except ImportError as error:
-        raise ImportError("the hub needs the extra 'hub': pip install 'poise[hub]'") from error
     return huggingface_hub
 
 

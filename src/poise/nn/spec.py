@@ -35,10 +35,12 @@ class Encoder(nn.Module, ABC):
     Attributes:
         tokens: `(N, D)`.
         raw: Features that the encoder wants in the units of the data, such as angles; the others come normalised.
+        alike: Features whose rows are things of one kind, and share the constants of their normalisation.
     """
 
     tokens: tuple[int, int]
     raw: frozenset[str] = frozenset()
+    alike: frozenset[str] = frozenset()
 
     @abstractmethod
     def forward(self, observation: Observation) -> Tokens:

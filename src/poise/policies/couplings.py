@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from poise.extras import extra
+
 
 @dataclass(frozen=True)
 class Coupling(ABC):
@@ -87,12 +89,8 @@ class OptimalTransport(_Assigned):
 
 
 def _solver() -> Callable[[Any], Any]:
-    try:
+    with extra("transport", "pairing noise with plans needs"):
         from scipy.optimize import linear_sum_assignment
-    except ImportError as error:
-        raise ImportError(
-            "pairing noise with plans needs scipy: install it with pip install 'poise[transport]'"
-        ) from error
     return linear_sum_assignment
 
 

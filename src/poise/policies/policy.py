@@ -43,17 +43,15 @@ class Policy(nn.Module, ABC):
         # A module's name must not hold a dot, a feature's may.
         self._keys = {name: name.replace(".", "/") for name in spec.observations}
         self._shapes = spec.encoded
+        encoder = spec.encoder.build(self._shapes, spec.history)
+        rowwise = {*spec.cameras, *encoder.alike}
+        shapes = {name: shape[-1:] if name in rowwise else shape for name, shape in spec.observations.items()}
         self.observation_normalisers = nn.ModuleDict(
-            {key: Normaliser(name, self._constants(name)) for name, key in self._keys.items()}
+            {key: Normaliser(name, tuple(shapes[name])) for name, key in self._keys.items()}
         )
         self.action_normaliser = Normaliser("action", (spec.action,))
-        self.encoder = spec.encoder.build(self._shapes, spec.history)
+        self.encoder = encoder
         self.forgetful = False
-
-    def _constants(self, name: str) -> tuple[int, ...]:
-        """The shape of a feature's constants: one a number, or one a channel of an image."""
-        shape = self.spec.observations[name]
-        return tuple(shape[2:] if name in self.spec.cameras else shape)
 
     def fit(self, windows: Windows) -> None:
         """Take the constants of normalisation from demonstrations.

@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from poise.extras import extra
+
 FIGURES = {
     "connections_opened": "Connections that were opened.",
     "connections_refused": "Connections that were refused: no place, or no key.",
@@ -38,10 +40,8 @@ def exposition(counts: Mapping[str, float], gauges: Mapping[str, float]) -> byte
 
 
 def _library() -> Any:
-    try:
+    with extra("metrics", "/metrics needs"):
         import prometheus_client
-    except ImportError as error:
-        raise ImportError("/metrics needs prometheus-client: install it with pip install 'poise[metrics]'") from error
     return prometheus_client
 
 

@@ -17,6 +17,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
+from poise.extras import extra
 from poise.policies import Policy
 from poise.serving.batching import Batcher, Planned, SupersededError
 from poise.serving.dashboard import HEADERS, Dashboard
@@ -27,15 +28,13 @@ from poise.serving.recording import Recording
 from poise.serving.sessions import KEYS, Name, Request, request_of
 from poise.wire import pack, unpack
 
-try:
+with extra("serve", "serving needs"):
     from websockets.asyncio.server import Server as Listener
     from websockets.asyncio.server import ServerConnection, serve
     from websockets.datastructures import Headers
     from websockets.exceptions import ConnectionClosed
     from websockets.http11 import Request as Opening
     from websockets.http11 import Response
-except ImportError as error:
-    raise ImportError("serving needs websockets: install it with pip install 'poise[serve]'") from error
 
 _log = logging.getLogger("poise.serving")
 _CLOSE = 2.0  # seconds for the closing handshake

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from poise.extras import extra
 from poise.training.processes import Processes, Single
 
 if TYPE_CHECKING:
@@ -210,12 +211,8 @@ def _sharding(library: ModuleType) -> Any:
 
 def _library() -> ModuleType:
     """The library accelerate, imported when it is first needed."""
-    try:
+    with extra("scale", f"training by {os.environ.get('WORLD_SIZE')} processes needs"):
         import accelerate
-    except ImportError as error:
-        raise ImportError(
-            f"training by {os.environ.get('WORLD_SIZE')} processes needs accelerate: pip install 'poise[scale]'"
-        ) from error
     return accelerate
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 from poise.cli.engines.engine import Engine, Item, Outcome, Place, Result, called, deaf, positive
+from poise.extras import extra
 
 
 @final
@@ -108,10 +109,8 @@ def _fetched(ray: Any, reference: Any) -> tuple[Any, str | None]:
 
 
 def _library() -> Any:
-    try:
+    with extra("cluster", "the engine ray needs"):
         import ray
-    except ImportError as error:
-        raise ImportError("the engine ray needs the extra 'cluster': pip install 'poise[cluster]'") from error
     return ray
 
 

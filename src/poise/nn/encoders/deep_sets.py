@@ -22,9 +22,8 @@ class DeepSets(EncoderSpec):
 
     $$ \Big[s,\; \max_k \phi(s, e_k),\; \frac{1}{K} \sum_k \phi(s, e_k)\Big], $$
 
-    so that the order of the elements does not matter and what is learned of one place holds for all. Sets come in the
-    units of the data (see `Encoder.raw`), for statistics would tell their places apart; choose units in which they are
-    of the order of one.
+    so that the order of the elements does not matter, and what is learned of one holds for all. The constants of their
+    normalisation are shared, too (see `Encoder.alike`).
 
     Attributes:
         sets: Features that are sets, each of shape `(K, F)`.
@@ -66,7 +65,7 @@ class _DeepSets(Encoder):
         super().__init__()
         self.states = spec.states.build(others, history) if others else None
         state = self.states.tokens[1] if self.states else 0
-        self.raw = frozenset(sets) | (self.states.raw if self.states else frozenset())
+        self.alike, self.raw = frozenset(sets), self.states.raw if self.states else frozenset()
         self.tokens = (history, state + 2 * spec.width * len(sets))
         self.phi = nn.ModuleDict({name: _phi(state + shape[1], spec.width) for name, shape in sets.items()})
 

@@ -6,6 +6,7 @@ from types import ModuleType
 
 from torch import Tensor
 
+from poise.extras import extra
 from poise.nn.encoders.backbones import Backbone, Trunk
 
 
@@ -67,10 +68,9 @@ def _create(name: str, channels: int, pretrained: bool):  # noqa: ANN202 (a clas
 
 def _library() -> ModuleType:
     try:
-        import timm  # pyright: ignore[reportMissingImports]
-        import timm.layers  # pyright: ignore[reportMissingImports]
-    except ImportError as error:
-        raise ImportError("Timm needs the extra 'vision': pip install 'poise[vision]'") from error
+        with extra("vision", "Timm needs"):
+            import timm  # pyright: ignore[reportMissingImports]
+            import timm.layers  # pyright: ignore[reportMissingImports]
     except RuntimeError as error:  # from torchvision, which timm imports
         raise ImportError(
             f"timm cannot be imported ({error}): install the torchvision that was built for the installed torch"

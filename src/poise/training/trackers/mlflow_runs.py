@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poise.extras import extra
 from poise.training.trackers.tracker import PROJECT, Tracker, flat, remembered
 
 if TYPE_CHECKING:
@@ -27,10 +28,8 @@ class MLflow(Tracker):
 
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:
         """Begin a run, or go on with the one of the same id."""
-        try:
+        with extra("mlflow", "MLflow needs"):
             from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ImportError(f"MLflow needs the extra 'mlflow' ({error}): pip install 'poise[mlflow]'") from error
         uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{run.resolve()}/mlflow.db")
         self._client = client = MlflowClient(tracking_uri=uri)
         known = client.get_experiment_by_name(PROJECT)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poise.extras import extra
 from poise.training.trackers.tracker import Tracker, flat
 
 if TYPE_CHECKING:
@@ -22,12 +23,8 @@ class TensorBoard(Tracker):
 
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:
         """Begin a folder, or purge what came after the step."""
-        try:
+        with extra("tensorboard", "TensorBoard needs"):
             from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise ImportError(
-                f"TensorBoard needs the extra 'tensorboard' ({error}): pip install 'poise[tensorboard]'"
-            ) from error
         if not step:
             shutil.rmtree(run / self.FOLDER, ignore_errors=True)
         self._writer = SummaryWriter(str(run / self.FOLDER), purge_step=step + 1 if step else None)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poise.extras import extra
 from poise.training.trackers.tracker import PROJECT, Tracker, flat, remembered
 
 if TYPE_CHECKING:
@@ -22,10 +23,8 @@ class Trackio(Tracker):
 
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:
         """Begin a run, or go on with the one of the same name."""
-        try:
+        with extra("trackio", "Trackio needs"):
             import trackio  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ImportError(f"Trackio needs the extra 'trackio' ({error}): pip install 'poise[trackio]'") from error
         name = remembered(run, "trackio", step, lambda: f"{run.resolve().name}-{uuid.uuid4().hex[:6]}")
         machine = {"auto_log_gpu": False, "auto_log_cpu": False}
         self._run = trackio.init(PROJECT, name=name, config=dict(about), resume="allow", embed=False, **machine)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from poise.extras import extra
 from poise.training.trackers.tracker import PROJECT, Tracker, flat, remembered
 
 if TYPE_CHECKING:
@@ -24,12 +25,8 @@ class WeightsAndBiases(Tracker):
 
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:
         """Begin a run, or go on with the one of the same id."""
-        try:
+        with extra("wandb", "WeightsAndBiases needs"):
             import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise ImportError(
-                f"WeightsAndBiases needs the extra 'wandb' ({error}): pip install 'poise[wandb]'"
-            ) from error
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=run.resolve().name,

@@ -110,6 +110,16 @@ def test_it_goes_on_where_it_stopped_and_survives_failures(swept, recipe, capsys
     assert json.loads(files[16, 1].read_text())["figures"]["success"] == stale["figures"]["success"]
 
 
+def test_values_may_be_longer_than_names_of_files(recipe, tmp_path):
+    short = recipe.with_name("short.py")
+    short.write_text(recipe.read_text().replace("steps=60", "steps=2"))
+    long = "MLP " + " ".join(f"--policy.network.{name} 16" for name in ("width", "condition") * 4)
+    values = f"{long} --policy.network.depth 1,{long} --policy.network.depth 2"
+    sweep(short, (f"policy.network={values}",), tmp_path, episodes=2)
+    runs = [json.loads(file.read_text()) for file in (tmp_path / "runs").glob("*/run.json")]
+    assert sorted(run["setting"]["policy.network"][-1] for run in runs) == ["1", "2"]
+
+
 def test_a_run_that_is_killed_leaves_the_others_alone(recipe, tmp_path, capsys):
     trap = tmp_path / "trap"  # the first run to read it dies as if memory had run out
     trap.touch()

@@ -36,6 +36,7 @@ SEED = "training.seed"
 """The field over which results are pooled."""
 
 _METHOD = "method"
+_LONGEST = 150  # letters of the name of a folder
 
 
 @dataclass(frozen=True)
@@ -125,6 +126,12 @@ def _axes(vary: Sequence[str]) -> dict[str, list[str]]:
     return axes
 
 
+def _named(setting: Mapping[str, str]) -> str:
+    """The name of a cell's folder; file systems take 255 bytes, so the end of a long one is a digest."""
+    name = re.sub(r"[^\w.=,+-]+", "_", ",".join(f"{n}={v}" for n, v in setting.items()))
+    return name if len(name) <= _LONGEST else f"{name[:_LONGEST]}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+
+
 def _cells(
     recipe: Path, axes: Mapping[str, list[str]], run: tuple[Path | None, str], out: Path, tried: tuple[int, int]
 ) -> list[Cell]:
@@ -140,7 +147,7 @@ def _cells(
     cells = []
     for values in itertools.product(*axes.values()):
         setting = dict(zip(axes, values, strict=True))
-        folder = out / "runs" / re.sub(r"[^\w.=,+-]+", "_", ",".join(f"{n}={v}" for n, v in setting.items()))
+        folder = out / "runs" / _named(setting)
         chosen = {_METHOD: method, **setting}
         options = [word for name, value in chosen.items() for word in (f"--{name}", *value.split())]
         options += ["--data", str(data)] if data else []

@@ -115,9 +115,13 @@ def test_values_may_be_longer_than_names_of_files(recipe, tmp_path):
     short.write_text(recipe.read_text().replace("steps=60", "steps=2"))
     long = "MLP " + " ".join(f"--policy.network.{name} 16" for name in ("width", "condition") * 4)
     values = f"{long} --policy.network.depth 1,{long} --policy.network.depth 2"
-    sweep(short, (f"policy.network={values}",), tmp_path, episodes=2)
+    sweep(short, (f"policy.network={values}", "training.batch=8"), tmp_path, episodes=2)
     runs = [json.loads(file.read_text()) for file in (tmp_path / "runs").glob("*/run.json")]
     assert sorted(run["setting"]["policy.network"][-1] for run in runs) == ["1", "2"]
+    table = (tmp_path / "sweep.md").read_text()
+    assert "| policy.network | success |" in table  # what has one value is no column
+    assert "width 16 condition 16 depth 2 |" in table
+    assert "--policy" not in table
 
 
 def test_a_run_that_is_killed_leaves_the_others_alone(recipe, tmp_path, capsys):

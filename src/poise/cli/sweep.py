@@ -102,7 +102,8 @@ def sweep(
     begin, cells = time.perf_counter(), _cells(recipe, axes, common, out, (episodes, seed))
     failures = run_missing(workers.start(), _run, cells)
     runs = [{"setting": cell.setting, "figures": found} for cell in cells if (found := figures(cell)) is not None]
-    varied = [name for name in axes if name != SEED] or [SEED]
+    others = [name for name in axes if name != SEED] or [SEED]
+    varied = [name for name in others if len(axes[name]) > 1] or others
     if runs:
         _written(out, pooled(runs, varied), runs, varied, time.perf_counter() - begin)
     for name, line in failures.items():
@@ -211,7 +212,8 @@ def pooled(runs: Sequence[Mapping[str, Any]], varied: Sequence[str]) -> list[dic
 def _written(
     out: Path, rows: list[dict[str, Any]], runs: Sequence[Mapping[str, Any]], varied: Sequence[str], seconds: float
 ) -> None:
-    table, matters = _table(rows, varied), _matters(rows, varied)
+    shown = [{**row, **{name: row[name].replace(f"--{name}.", "") for name in varied}} for row in rows]
+    table, matters = _table(shown, varied), _matters(shown, varied)
     text = "\n".join((*markdown(table), "", *markdown(matters)))
     print(f"\n{text}\n")
     write_json(out / "sweep.json", {"rows": rows, "runs": runs, "seconds": seconds, "machine": machine()})
@@ -220,9 +222,9 @@ def _written(
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows({**row, "seeds": " ".join(map(str, row["seeds"]))} for row in rows)
-    figure = sweep_figure(rows, varied)
+    figure = sweep_figure(shown, varied)
     figure.savefig(out / "sweep.png", dpi=150)
-    best = max(rows, key=lambda row: row["success"])
+    best = max(shown, key=lambda row: row["success"])
     lead = f"Best: {', '.join(f'{n} {best[n]}' for n in varied)}, with a success of {best['success']:.1%}."
     sections = [Section("Success", _TEXT, [figure], table), Section("What matters", _MATTERS, [], matters)]
     write_report(out / "report.html", "Sweep", lead, sections, machine())

@@ -1,11 +1,13 @@
 """The U-Net: the tensors of the published checkpoints, and one result for every way to compute it."""
 
+import copy
+
 import pytest
 import torch
 from torch.nn import functional
 
 from poise.nn import Concatenate, FiLM, UNet1D, unet1d
-from poise.nn.unet1d import _Convolution
+from poise.nn.unet1d import _Convolution, _Mish
 from poise.testing import check_network
 
 ACTION, TOKENS = 2, (2, 18)
@@ -206,6 +208,24 @@ def test_conforms():
 def test_a_horizon_that_cannot_be_halved_is_refused():
     with pytest.raises(ValueError, match="got horizon=18, expected a multiple of 4"):
         UNet1D().build(18, ACTION, TOKENS)
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float64, 1e-14), (torch.bfloat16, 0.01)])
+def test_mish_and_its_slope_are_those_of_pytorch(dtype, error):
+    x = torch.cat([torch.linspace(-30, 30, 241), torch.tensor([-1e4, 19.9, 20.1, 1e4])]).to(dtype).requires_grad_()
+    g = torch.linspace(-1, 1, len(x)).to(dtype)
+    found = [(y, *torch.autograd.grad(y, x, g)) for y in (_Mish.apply(x), functional.mish(x))]
+    for mine, torchs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, torchs, atol=error, rtol=error)
+
+
+def test_training_in_bfloat16_computes_what_evaluation_does():
+    torch.manual_seed(0)
+    network = UNet1D(channels=(16, 32), embedding=32).build(16, ACTION, TOKENS)
+    x, log_snr, tokens = torch.randn(3, 16, ACTION), torch.randn(3), torch.randn(3, *TOKENS)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        trained, plain = (n(x, log_snr, n.prepare(tokens)) for n in (network.train(), copy.deepcopy(network).eval()))
+    torch.testing.assert_close(trained, plain, atol=0.02, rtol=0.02)
 
 
 @pytest.mark.parametrize("bfloat16", [False, True])

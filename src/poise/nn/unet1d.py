@@ -27,6 +27,7 @@ from poise.typing import Actions, Times, Tokens
 
 _FEW = 8  # samples: up to here matrix products beat the convolution of PyTorch
 _PART = 16  # outputs of one product
+_FLAT = 40.0  # from here on Mish is x, and up to here its square of an exponential is a float32
 _SHORT, _WIDE = 4, 2**16  # steps of a plan, and inputs times outputs: here PyTorch's gradient of weights is slow
 
 
@@ -176,6 +177,30 @@ class _ByProducts(torch.autograd.Function):
         return inner, torch.stack(products, 2), g.sum((0, 2)), None
 
 
+class _Mish(torch.autograd.Function):
+    r"""Mish with its slope, $$ x \tanh(\ln(1 + e^x)), $$ both by one exponential.
+
+    With $n = e^x (e^x + 2)$ the hyperbolic tangent is $n / (n + 2)$. In bfloat16 PyTorch's own takes three times as long
+    on a CPU.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        exact = x.to(torch.promote_types(x.dtype, torch.float32))  # tests have more
+        e = exact.clamp(max=_FLAT).exp_()
+        n = (e + 2).mul_(e)
+        inverse = (n + 2).reciprocal_()
+        change = e.neg_().add_(n).mul_(inverse).mul_(inverse)  # of the tangent, a quarter
+        tanh = n.mul_(inverse)
+        ctx.save_for_backward(torch.addcmul(tanh, change, exact, value=4).to(x.dtype))
+        return tanh.mul_(exact).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (slope,), (g,) = ctx.saved_tensors, gradients
+        return g * slope
+
+
 def _cast(*tensors: Tensor) -> list[Tensor]:
     """As autocast would for a convolution."""
     if not torch.is_autocast_enabled("cpu"):
@@ -194,8 +219,9 @@ class _ConvBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         convolution, norm = self.block
         assert isinstance(norm, nn.GroupNorm)
-        x = convolution(x)
-        return functional.mish(torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps))
+        x = torch.group_norm(convolution(x), norm.num_groups, norm.weight, norm.bias, norm.eps)
+        slow = self.training and x.device.type == "cpu" and x.dtype == torch.bfloat16
+        return _Mish.apply(x) if slow else functional.mish(x)
 
 
 class _ResidualBlock(nn.Module):

@@ -180,8 +180,8 @@ class _ByProducts(torch.autograd.Function):
 class _Mish(torch.autograd.Function):
     r"""Mish with its slope, $$ x \tanh(\ln(1 + e^x)), $$ both by one exponential.
 
-    With $n = e^x (e^x + 2)$ the hyperbolic tangent is $n / (n + 2)$. In bfloat16 PyTorch's own takes three times as long
-    on a CPU.
+    With $n = e^x (e^x + 2)$ the hyperbolic tangent is $n / (n + 2)$. In bfloat16 on a CPU PyTorch's own takes three
+    times as long.
     """
 
     @staticmethod

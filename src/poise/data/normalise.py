@@ -144,8 +144,8 @@ class Normaliser(nn.Module):
 
     Args:
         name: Of the feature, for messages.
-        shape: Of the constants, which meet the last dimensions of the data: one row of a feature, or the channels of an
-            image.
+        shape: Of the constants, which meet the last dimensions of the data: one row of a feature, the channels of an
+            image, or one element of a set.
     """
 
     def __init__(self, name: str, shape: tuple[int, ...]) -> None:

@@ -119,9 +119,9 @@ def test_what_is_finished_is_not_run_again_unless_something_changed(smoked, caps
     assert file.stat().st_mtime_ns == before
     assert (smoked / "results.md").read_text() == table
     data = Pinned.of(smoked / "navigate" / "demonstrations.npz")
-    case = Case("navigate", data, smoked / "navigate", Effort(steps=5, episodes=2, pictures=8))
+    case = Case("navigate", data, smoked / "navigate", Effort(steps=5, batch=32, episodes=2, pictures=8))
     assert figures(case) is not None
-    assert figures(dataclasses.replace(case, effort=Effort(steps=6, episodes=2, pictures=8))) is None
+    assert figures(dataclasses.replace(case, effort=Effort(steps=6, batch=32, episodes=2, pictures=8))) is None
     assert figures(dataclasses.replace(case, data=Pinned(data.path, "another"))) is None
 
 

@@ -58,7 +58,7 @@ def applications_suite(
             print(f"{one.name:<18}{one.area:<20}{one.about} [{ready}]")
         return
     if smoke:
-        out, effort = out / "smoke", replace(effort, steps=5, episodes=2, pictures=8)
+        out, effort = out / "smoke", replace(effort, steps=5, batch=32, episodes=2, pictures=8)
     begin, cases, missing, failures = time.perf_counter(), [], {}, {}
     for application in chosen:
         if (why := _absent(application)) is not None:

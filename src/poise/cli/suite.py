@@ -42,6 +42,7 @@ class Effort:
     Attributes:
         minutes: Of training, for each policy.
         steps: Largest number of gradient steps; by default that of the task's recipe.
+        batch: Windows a step; by default that of the task's recipe.
         threads: CPU threads of a run.
         episodes: Unseen starts that policies and expert are tried on.
         seed: Of the first; seeds from 100000 on are for evaluation and never for training.
@@ -50,6 +51,7 @@ class Effort:
 
     minutes: float = 15.0
     steps: int | None = None
+    batch: int | None = None
     threads: int = 1
     episodes: int = 200
     seed: int = 100_000
@@ -68,8 +70,9 @@ class Effort:
 
     def of(self, recipe: Recipe) -> Recipe:
         """The recipe with as much training."""
-        steps = self.steps or recipe.training.steps
-        return replace(recipe, training=replace(recipe.training, minutes=self.minutes, steps=steps))
+        own = recipe.training
+        steps, batch = self.steps or own.steps, self.batch or own.batch
+        return replace(recipe, training=replace(own, minutes=self.minutes, steps=steps, batch=batch))
 
 
 @dataclass(frozen=True)

@@ -96,5 +96,8 @@ def test_a_policy_learns_from_the_paired_noise(tmp_path, monkeypatch):
 
 def test_without_scipy_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.optimize", None)
-    with pytest.raises(ImportError, match=r"needs the extra 'transport' .*: pip install 'poise\[transport\]'"):
+    with pytest.raises(
+        ImportError,
+        match=r"needs the extra 'transport' \(import of scipy.optimize halted.*\): pip install 'poise\[transport\]'",
+    ):
         Immiscible().pair(normal(0, 2, 1, 1), normal(1, 2, 1, 1))

@@ -315,5 +315,7 @@ def test_mistakes_are_found_before_anything_runs(checkpoint, recipe, monkeypatch
         poise("evaluate", checkpoint, "--recipe", recipe, "--jobs", 1, "--chunk", 0)
     assert "got --chunk 0, expected at least 1 episode" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "ray", None)
-    with pytest.raises(ImportError, match=r"needs the extra 'cluster' .*: pip install 'poise\[cluster\]'"):
+    with pytest.raises(
+        ImportError, match=r"needs the extra 'cluster' \(import of ray halted.*\): pip install 'poise\[cluster\]'"
+    ):
         next(Workers(1, "ray").start().map(tried, [1]))

@@ -50,7 +50,9 @@ def test_a_missing_extra_is_named(monkeypatch, tmp_path, episodes, module, suffi
     write(tmp_path / f"data{suffix}", episodes)
     monkeypatch.setitem(sys.modules, module, None)
     for attempt in (lambda: read(tmp_path / f"data{suffix}"), lambda: write(tmp_path / f"other{suffix}", episodes)):
-        with pytest.raises(ImportError, match=rf"the extra '{extra}' .*: pip install 'poise\[{extra}\]'"):
+        with pytest.raises(
+            ImportError, match=rf"the extra '{extra}' \(import of {module} halted.*\): pip install 'poise\[{extra}\]'"
+        ):
             attempt()
     assert len([*tmp_path.iterdir()]) == 1
 
@@ -182,7 +184,9 @@ def test_umi_images_are_read(tmp_path, zarr, codec, options, monkeypatch):
         read(tmp_path / "umi.zarr")
     (array / ".zarray").write_text(json.dumps(declared))
     monkeypatch.setitem(sys.modules, "imagecodecs", None)
-    with pytest.raises(ImportError, match=r"the extra 'umi' .*: pip install 'poise\[umi\]'"):
+    with pytest.raises(
+        ImportError, match=r"the extra 'umi' \(import of imagecodecs halted.*\): pip install 'poise\[umi\]'"
+    ):
         read(tmp_path / "umi.zarr")
 
 

@@ -225,7 +225,10 @@ def test_the_old_format_is_only_read(tmp_path):
 def test_missing_packages_name_the_extra(images, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     assert recognised(images) == LeRobot()
-    with pytest.raises(ImportError, match=r"Parquet needs the extra 'lerobot' .*: pip install 'poise\[lerobot\]'"):
+    with pytest.raises(
+        ImportError,
+        match=r"Parquet needs the extra 'lerobot' \(import of pyarrow halted.*\): pip install 'poise\[lerobot\]'",
+    ):
         read(images)
     with pytest.raises(ImportError, match=r"Parquet needs the extra 'lerobot'"):
         write(images.with_name("new"), sample(), LeRobot())

@@ -251,7 +251,9 @@ def test_a_bad_video_leaves_the_old_one(tmp_path: Path) -> None:
 
 def test_a_video_without_av_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ImportError, match=r"needs the extra 'video' .*: pip install 'poise\[video\]'"):
+    with pytest.raises(
+        ImportError, match=r"needs the extra 'video' \(import of av halted.*\): pip install 'poise\[video\]'"
+    ):
         write_video(tmp_path / "v.mp4", frames(1), 10)
 
 

@@ -281,7 +281,10 @@ def test_what_is_missing_or_wrong_is_explained(monkeypatch):
         Distributed("cpu")
     monkeypatch.setitem(sys.modules, "accelerate", None)
     with (
-        pytest.raises(ImportError, match=r"by 2 processes needs the extra 'scale' .*: pip install 'poise\[scale\]'"),
+        pytest.raises(
+            ImportError,
+            match=r"by 2 processes needs the extra 'scale' \(import of accelerate .*\): pip install 'poise\[scale\]'",
+        ),
         joined("cpu"),
     ):
         pass

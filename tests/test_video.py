@@ -105,10 +105,15 @@ def test_a_list_of_other_files_is_no_film(tmp_path, film):
 
 def test_missing_packages_name_their_extras(film, monkeypatch):
     monkeypatch.setitem(sys.modules, "av", None)
-    with pytest.raises(ImportError, match=r"reading films needs the extra 'video' .*: pip install 'poise\[video\]'"):
+    with pytest.raises(
+        ImportError,
+        match=r"reading films needs the extra 'video' \(import of av halted.*\): pip install 'poise\[video\]'",
+    ):
         film_seconds(film, "camera")
     monkeypatch.setitem(sys.modules, "PIL", None)
-    with pytest.raises(ImportError, match=r"images need the extra 'images' .*: pip install 'poise\[images\]'"):
+    with pytest.raises(
+        ImportError, match=r"images need the extra 'images' \(import of PIL halted.*\): pip install 'poise\[images\]'"
+    ):
         encode_png(numbered(1)[0])
 
 

@@ -51,6 +51,7 @@ SOFT: Final = 0.064  # m, lambda
 NARROW: Final = 3.3  # m, w_c
 MARGIN: Final = 0.08  # m, c_min
 GAP: Final = 0.059  # m, c_1
+DEEPEST: Final = 0.1  # m below c_min, from where less clearance costs no more
 SOON: Final = 1.5  # s, tau_1
 CHANGE: Final = 0.056  # w_u, s^2/m
 
@@ -89,6 +90,7 @@ _RING: Final = np.concatenate([np.zeros((1, 2)), *(_ring(*ring) for ring in RING
 
 
 def _shortened(velocity: Floats, most: float) -> Floats:
+    """Velocities (..., 2) that are no faster than `most`."""
     return velocity * np.minimum(1.0, most / np.maximum(norm(velocity, axis=-1, keepdims=True), 1e-9))
 
 
@@ -134,7 +136,7 @@ def _cost(path: Floats, goal: Floats, discs: Floats) -> Floats:
     clearance = np.minimum(gaps, walls) - ARENA.robot_radius
     left = norm(path[..., 1:, :] - goal[..., None, None, :], axis=-1)
     driving = ~np.logical_or.accumulate(left < ARRIVED, axis=-1)
-    narrow = np.exp(-np.maximum(clearance - MARGIN, -0.1) / GAP - times[:-1, 0, 0] / SOON)
+    narrow = np.exp(-np.maximum(clearance - MARGIN, -DEEPEST) / GAP - times[:-1, 0, 0] / SOON)
     return ((left + NARROW * narrow) * driving).mean(axis=-1)
 
 
@@ -173,9 +175,8 @@ class PotentialField:
         position, goal, discs = (observation[name].astype(np.float64) for name in ("position", "goal", "obstacles"))
         ahead = goal - position
         command = self.attraction * ahead / np.maximum(norm(ahead, axis=-1, keepdims=True), 0.1)
-        half = np.array([ARENA.half_width, ARENA.half_height])
         signs = np.stack([np.eye(2), -np.eye(2)]).reshape(4, 2)
-        walls = (half * np.abs(signs)).sum(axis=-1) - (position[..., None, :] * signs).sum(axis=-1)
+        walls = (_HALF * np.abs(signs)).sum(axis=-1) - (position[..., None, :] * signs).sum(axis=-1)
         away = -discs[..., :2]
         distance = norm(away, axis=-1)
         gaps = np.concatenate([distance - discs[..., 4], walls], axis=-1) - ARENA.robot_radius
@@ -185,8 +186,7 @@ class PotentialField:
         gaps = np.clip(gaps, 0.005, self.reach)
         push = self.repulsion * (1 / gaps - 1 / self.reach) / gaps**2
         command = command + (push[..., None] * normals).sum(axis=-2)
-        length = norm(command, axis=-1, keepdims=True)
-        return (command * np.minimum(1.0, self.speed / np.maximum(length, 1e-9))).astype(np.float32)
+        return _shortened(command, self.speed).astype(np.float32)
 
 
 __all__ = ["AvoidExpert", "PotentialField"]

@@ -140,7 +140,7 @@ class Safety:
         Args:
             wanted: `(robots, action)`, finite.
             past: The last three actions that were sent, oldest first, `(robots, 3, action)`.
-            behind: Where the last one was not what was wanted, `(robots, action)`.
+            behind: Where the last one was not what was wanted, `(robots, action)`; see `behind`.
 
         Returns:
             The actions, and by name of each limit which robots it changed the action of, `(robots,)`.
@@ -166,6 +166,11 @@ class Safety:
         sent = np.where(over | behind, sent, wanted)
         broken["acceleration"] |= ~over & (sent != wanted)  # to brake in time
         return sent, {name: np.asarray(where.any(1)) for name, where in broken.items()}
+
+    def behind(self, sent: NDArray, wanted: NDArray) -> NDArray[np.bool_]:
+        """Where what was sent is not what was wanted, but for rounding, `(robots, action)`."""
+        rounding = 1e-12 * np.subtract(self.high, self.low)
+        return np.asarray(np.abs(sent - wanted) > 1e-6 * np.abs(wanted) + rounding)
 
 
 def _braking(way: NDArray, b: NDArray | float) -> NDArray:
@@ -239,7 +244,7 @@ class Safe:
         sent = self._past[:, 2].copy()
         sent[moves], broken = self._safety.limit(wanted[moves], self._past[moves], self._behind[moves])
         sent[holds] = self._hold(sent[holds])
-        self._behind[active] = sent[active] != wanted[active]
+        self._behind[active] = self._safety.behind(sent[active], wanted[active])
         self._past[active] = np.concatenate([self._past[active, 1:], sent[active, None]], axis=1)
         self.interventions.update(_counted({"steps": active, "rejected": holds, **broken}))
         return sent
@@ -272,7 +277,7 @@ def limited(plans: NDArray, safety: Safety, past: NDArray | None = None) -> tupl
     behind = np.zeros(rows[:, 0].shape, bool)
     for index in range(rows.shape[1]):
         action, broken = safety.limit(rows[:, index], sent[:, -3:], behind)
-        behind = action != rows[:, index]
+        behind = safety.behind(action, rows[:, index])
         sent = np.concatenate([sent, action[:, None]], axis=1)
         done.update(_counted({"steps": np.ones(len(rows), bool), **broken}))
     return sent[:, 3:].reshape(np.shape(plans)).astype(np.float32), done

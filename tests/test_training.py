@@ -1,6 +1,9 @@
 import copy
 import dataclasses
 import math
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -173,6 +176,28 @@ def test_a_step_that_is_not_finite_changes_nothing(windows, monkeypatch):
             assert torch.tensor(now.skipped).equal(Order(len(windows), FAST.batch, FAST.seed)(now.step - 1))
     assert steps == [6, 7, 10]
     assert found.step == 30
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library than glibc")
+def test_a_training_keeps_what_it_frees():
+    """Memory that was freed is not handed back, so that to take it again faults no page."""
+    code = """
+import resource, torch
+from poise.training.allocation import keep_freed
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        [torch.ones(2**20) for _ in range(8)]
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print(faults())
+keep_freed()
+faults()
+print(faults())
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    assert before > 20 * 100
+    assert after < 100
 
 
 def test_the_time_of_a_step_is_divided_among_its_phases(windows):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from poise.data import Batch, Windows
 from poise.draws import Draws
 from poise.policies import Policy
+from poise.training.allocation import keep_freed
 from poise.training.clock import Clock
 from poise.training.compiling import compiled
 from poise.training.learner import Learner
@@ -82,7 +83,8 @@ def train(
     Order of the data and random numbers are pure functions of the seed and the step: two runs of so many steps are
     equal bit by bit on one machine, however often they were resumed, and up to rounding whatever the number of parts
     or processes. A step whose loss or gradient is not finite changes nothing. Where several processes train, each runs
-    this loop to the same step, and the first one validates.
+    this loop to the same step, and the first one validates. On a CPU the process keeps the memory that it frees from
+    then on.
 
     Args:
         learner: What is trained.
@@ -94,6 +96,8 @@ def train(
         ValueError: A batch of more windows than there are, or of fewer than processes and parts.
         FloatingPointError: `patience` skipped steps in a row.
     """
+    if learner.device.type == "cpu":
+        keep_freed()
     spec, step = learner.spec, _Step(learner, windows, loss or learner.policy.loss)
     before, begin, skipped = learner.seconds, time.perf_counter(), 0
     fraction = _fraction(learner)

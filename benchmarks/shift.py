@@ -1,20 +1,22 @@
 """Novelty on Push-T: does the score of an observation tell that a policy is about to fail?
 
     python benchmarks/shift.py out/benchmarks/pusht/mlp-flow --data pusht_cchi_v7_replay.zarr
+    python benchmarks/shift.py out/benchmarks/pusht/mlp-flow --data pusht_cchi_v7_replay.zarr --surprise
 
 Runs one checkpoint where it was trained and then under growing perturbations, and scores every observation that it
 planned from with `Novelty`, fitted on the training windows and calibrated on the held-out ones. Perturbations: `start`
 (block and agent further from the middle than any reset puts them), `noise` (white, on all positions), `bias` (the block
 seen elsewhere than it is), `light` (pictures: colours rotated towards another channel). For every cell: success with
 Wilson's interval, mean scores, the share of plans with p < 0.01, and over all cells the AUROC of the mean score of an
-episode's first five plans as a predictor of its failure. The last line is JSON.
+episode's first five plans as a predictor of its failure. With `--surprise` the likelihood of the plan is a third score,
+and since it takes long, the first five plans alone are scored. The last line is JSON.
 """
 
 import argparse
 import dataclasses
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,8 @@ from tqdm import tqdm
 from poise import Policy, Recipe, Task, load, load_recipe, rollout
 from poise.cli.machine import machine
 from poise.evaluation import Episode, bootstrap, wilson
-from poise.policies.novelty import Novelty
+from poise.policies.novelty import Novelty, PlanSurprise
+from poise.sampling import Heun
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = "poise-benchmarks/PushTShifted-v0"
@@ -95,9 +98,9 @@ def lit(pictures: NDArray, strength: float) -> NDArray:
     return mixed.round().astype(np.uint8)
 
 
-def planned_from(policy: Policy, episode: Episode) -> dict[str, torch.Tensor]:
-    """The observation histories that an episode's plans were made from."""
-    steps = np.flatnonzero(episode.fresh)
+def planned_from(policy: Policy, episode: Episode, plans: int | None) -> dict[str, torch.Tensor]:
+    """The observation histories that an episode's first plans, or all, were made from."""
+    steps = np.flatnonzero(episode.fresh)[:plans]
     past = np.maximum(steps[:, None] + np.arange(1 - policy.spec.history, 1), 0)
     return {name: _as_data(rows[past]) for name, rows in episode.observations.items()}
 
@@ -114,9 +117,9 @@ def auroc(scores: NDArray, positive: NDArray) -> float | None:
     return float((np.sign(yes[:, None] - no).mean() + 1) / 2)
 
 
-def scored(policy: Policy, novelty: Novelty, episode: Episode) -> dict[str, Any]:
-    """What an episode looked like: means of its first plans, and the alarms of all."""
-    verdict = novelty(planned_from(policy, episode))
+def scored(policy: Policy, novelty: Novelty, episode: Episode, plans: int | None) -> dict[str, Any]:
+    """What an episode looked like: means of its first five plans, and the alarms of as many plans as are asked for."""
+    verdict = novelty(planned_from(policy, episode, plans))
     early = {f"early_{name}": float(values[:EARLY].mean()) for name, values in verdict.scores.items()}
     alarms = {f"alarm_{name}": float((p < ALARM).double().mean()) for name, p in verdict.p_values.items()}
     return {
@@ -136,13 +139,13 @@ def cell(kind: str, strength: float, rows: list[dict[str, Any]]) -> dict[str, An
     return {"kind": kind, "strength": strength, "success": success, "reward": reward, **means, "episodes": len(rows)}
 
 
-def line(row: dict[str, Any]) -> str:
+def line(row: dict[str, Any], names: Iterable[str]) -> str:
     """For the terminal."""
     value, low, high = row["success"]
-    tokens, ranged = (f"{row[f'early_{name}']:>9.3f}" for name in ("tokens", "range"))
+    scores = "".join(f"{row[f'early_{name}']:>9.3f}" for name in names)
     return (
         f"{row['kind']:<8}{row['strength']:>9.2f}{value:>9.0%}{f'{low:.0%} to {high:.0%}':>14}"
-        f"{row['reward'].value:>8.3f}{tokens}{ranged}{row['alarm']:>9.1%}"
+        f"{row['reward'].value:>8.3f}{scores}{row['alarm']:>9.1%}"
     )
 
 
@@ -153,6 +156,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "pusht.py")
     parser.add_argument("--kinds", nargs="+", choices=list(STRENGTHS), default=["start", "noise", "bias"])
+    parser.add_argument("--surprise", action="store_true", help="score the likelihood of the first five plans too")
     parser.add_argument("--episodes", type=int, default=100)
     parser.add_argument("--seed", type=int, default=100_000)
     parser.add_argument("--threads", type=int, default=2)
@@ -162,38 +166,44 @@ def main() -> None:
     begin, recipe = time.perf_counter(), load_recipe(arguments.recipe)
     policy = load(arguments.checkpoint)
     training, held_out = recipe.parts(arguments.data)
-    novelty = Novelty.fit(policy, training, held_out)
-    print(f"{'shift':<8}{'strength':>9}{'success':>9}{'95 %':>14}{'reward':>8}{'tokens':>9}{'range':>9}{'p < 0.01':>9}")
+    novelty, plans = Novelty.fit(policy, training, held_out), None
+    if arguments.surprise:
+        surprise = PlanSurprise(policy, Heun(), steps=8)
+        novelty, plans = Novelty.fit(policy, training, held_out, {**novelty.scores, "surprise": surprise}), EARLY
+    names = "".join(f"{name:>9}" for name in novelty.scores)
+    print(f"{'shift':<8}{'strength':>9}{'success':>9}{'95 %':>14}{'reward':>8}{names}{'p < 0.01':>9}")
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
     cells: list[dict[str, Any]] = []
     episodes: list[dict[str, Any]] = []
     # A start moved by nothing is the task as it is, but for the random numbers.
     for kind, strength in [("start", 0.0), *((k, s) for k in arguments.kinds for s in STRENGTHS[k])]:
         run = rollout(policy, perturbed(recipe, kind, strength), seeds, images=True)
-        rows = [scored(policy, novelty, e) for e in tqdm(run, total=len(seeds), desc=f"{kind} {strength}", leave=False)]
+        shown = tqdm(run, total=len(seeds), desc=f"{kind} {strength}", leave=False)
+        rows = [scored(policy, novelty, episode, plans) for episode in shown]
         cells.append(cell(kind, strength, rows))
         episodes += [{"kind": kind, "strength": strength, **row} for row in rows]
-        print(line(cells[-1]), flush=True)
-    found = aurocs(episodes, arguments.kinds)
+        print(line(cells[-1], novelty.scores), flush=True)
+    found = aurocs(episodes, arguments.kinds, novelty.scores)
     for kind, values in found.items():
         print(f"AUROC for failure, {kind}: " + ", ".join(f"{k} {v:.2f}" for k, v in values.items() if v is not None))
     seconds = time.perf_counter() - begin
     print(json.dumps({"rows": cells, "auroc": found, "seconds": seconds, "machine": machine()}))
 
 
-def aurocs(episodes: list[dict[str, Any]], kinds: list[str]) -> dict[str, dict[str, float | None]]:
-    """Over the unperturbed episodes with those of each kind, and over all."""
-    measures: dict[str, Callable[[dict[str, Any]], float]] = {
-        "tokens": lambda e: e["early_tokens"],
-        "range": lambda e: e["early_range"],
-        "p": lambda e: -e["early_p"],
-    }
+def aurocs(
+    episodes: list[dict[str, Any]], kinds: list[str], names: Iterable[str]
+) -> dict[str, dict[str, float | None]]:
+    """Over the unperturbed episodes with those of each kind, and over all, by score and by p of all scores."""
+    signs = {f"early_{name}": 1 for name in names} | {"early_p": -1}
     found = {}
     for kind in ("unperturbed", *kinds, "all"):
         chosen = [e for e in episodes if kind == "all" or e["kind"] == kind or e["strength"] == 0]
         chosen = [e for e in chosen if kind != "unperturbed" or e["strength"] == 0]
         failed = np.array([not e["success"] for e in chosen])
-        found[kind] = {name: auroc(np.array([of(e) for e in chosen]), failed) for name, of in measures.items()}
+        found[kind] = {
+            name.removeprefix("early_"): auroc(np.array([sign * e[name] for e in chosen]), failed)
+            for name, sign in signs.items()
+        }
     return found
 
 

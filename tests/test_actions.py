@@ -117,7 +117,7 @@ def test_relative_actions_without_a_state_are_explained(space):
         match=rf"{name} actions are measured from the feature 'tool', but .* are \['camera', 'joints'\]: observe it, "
         r"name the one that holds the robot's state, or use Absolute\(\)",
     ):
-        space.check({"joints": (9,), "camera": (96, 96, 3)}, 9)
+        PolicySpec({"joints": (9,), "camera": (96, 96, 3)}, 9, space=space)
     with pytest.raises(
         ValueError, match=rf"{name} got the feature 'tool' of shape \(7,\), expected \(9,\), a number for"
     ):

@@ -560,6 +560,11 @@ def test_the_verb_ends_in_advice_and_measures_nothing_twice(run, tmp_path, capsy
     assert asked == ["UniPC with 2 evaluations"]
     assert again["rows"][:2] == results["rows"]
     assert again["advice"]["rejected"]["DDPM with 2 evaluations"].startswith("draws noise after the start")
+    run(*options, "DDIM", "DDPM", "--diverse", "--max-latency-ms", 1e-6)
+    again = json.loads(file.read_text())
+    assert len(again["advice"]["rejected"]) == 2
+    assert "1e-06 ms" in again["advice"]["rejected"]["DDIM with 2 evaluations"]
+    assert again["constraints"]["diverse"]
     recipe.write_text(recipe.read_text().replace("6}, slots", "5}, slots"))  # another task under the same name
     capsys.readouterr()
     run(*options, "DDIM")

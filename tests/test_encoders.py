@@ -4,6 +4,7 @@ import json
 import math
 import sys
 from dataclasses import dataclass, replace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -613,6 +614,17 @@ def test_a_missing_extra_is_named(monkeypatch):
             call()
 
 
+def test_an_unknown_backbone_is_told_with_those_close_to_it(monkeypatch):
+    """With what `Timm` asks of timm before it builds anything."""
+    names = ["resnet18", "resnet50", "vit_tiny_patch16_224"]
+    timm, layers = ModuleType("timm"), ModuleType("timm.layers")
+    vars(timm).update(layers=layers, is_model=names.__contains__, list_models=lambda: names)
+    monkeypatch.setitem(sys.modules, "timm", timm)
+    monkeypatch.setitem(sys.modules, "timm.layers", layers)
+    with pytest.raises(ValueError, match=r"'resnet81', which timm does not know; close to it are \['resnet18'"):
+        Timm("resnet81").build(3)
+
+
 @pytest.fixture
 def timm():
     try:
@@ -634,7 +646,5 @@ def test_backbones_of_timm_are_read_by_name(timm):
         1,
         64,
     )
-    with pytest.raises(ValueError, match=r"'resnet81', which timm does not know; close to it are \['resnet18'"):
-        Timm("resnet81").build(3)
     with pytest.raises(ValueError, match=r"image 'camera' of shape \(96, 96, 3\), which its backbone does not take"):
         CNN(Timm("vit_tiny_patch16_224")).build({"camera": (96, 96, 3)}, 1)

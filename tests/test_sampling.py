@@ -11,6 +11,7 @@ from poise.guidance import clipped
 from poise.plain import concrete
 from poise.sampling import (
     DDIM,
+    RK4,
     Churn,
     DPMSolverPP,
     DPMSolverPPSingle,
@@ -19,6 +20,7 @@ from poise.sampling import (
     Heun,
     KarrasGrid,
     Listed,
+    Midpoint,
     Quadratic,
     Sampler,
     Trailing,
@@ -111,9 +113,25 @@ def test_trailing_visits_the_published_indices():
     assert [round(100 * t) - 1 for t in seven[:-1]] == [99, 85, 70, 56, 42, 28, 13]
 
 
-def test_heun_spends_an_odd_evaluation_on_euler():
+def test_budgets_of_heun_and_rk4_end_where_the_velocity_is_known():
     assert Heun().budget(5) == (Heun(), Heun(), Euler())
     assert Heun().budget(1) == (Euler(),)
+    assert Heun().budget(6) == (Heun(), Heun(), Midpoint())
+    assert RK4().budget(8) == (RK4(), Midpoint(), Midpoint())
+    assert RK4().budget(7) == (RK4(), Midpoint(), Euler())
+    schedule, x = VPCosine(), torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None]
+
+    def erring(x, t):
+        return asymmetric_mixture(schedule)(x, t) + 0.02 * torch.sin(40 * x)
+
+    def end(samplers):
+        return sample(erring, schedule, samplers, UniformTime().times(schedule, len(samplers)), x).x
+
+    exact = end([DDIM()] * 2000)
+    for sampler in (Heun(), RK4()):
+        for evaluations in range(12, 17):
+            assert (end(sampler.budget(evaluations)) - exact).abs().max() < 0.2, (sampler, evaluations)
+        assert not (end([sampler] * (12 // sampler.evaluations)) - exact).abs().max() < 1
 
 
 def test_a_multistep_method_forgets_at_a_change_of_sampler():

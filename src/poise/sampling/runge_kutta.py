@@ -90,22 +90,6 @@ class Euler(_Fixed):
 
 
 @dataclass(frozen=True)
-class Heun(_Fixed):
-    r"""Heun's method, the trapezoidal rule with an Euler guess (Karras et al. 2022, arXiv 2206.00364, algorithm 1).
-
-    $$ \tilde x = x_t + (s - t)\, v(x_t, t), \qquad
-       x_s = x_t + \frac{s - t}{2}\, \big(v(x_t, t) + v(\tilde x, s)\big). $$
-
-    An odd evaluation of a budget is spent on a last step of Euler's.
-    """
-
-    order = 2
-    evaluations = 2
-    endings = ((), (Euler(),))
-    tableau = Tableau((0.0, 1.0), ((1.0,),), (0.5, 0.5))
-
-
-@dataclass(frozen=True)
 class Midpoint(_Fixed):
     r"""The midpoint rule, $x_s = x_t + (s - t)\, v\big(x_t + \frac{s - t}{2} v(x_t, t),\, \frac{t + s}{2}\big)$.
 
@@ -119,15 +103,32 @@ class Midpoint(_Fixed):
 
 
 @dataclass(frozen=True)
+class Heun(_Fixed):
+    r"""Heun's method, the trapezoidal rule with an Euler guess (Karras et al. 2022, arXiv 2206.00364, algorithm 1).
+
+    $$ \tilde x = x_t + (s - t)\, v(x_t, t), \qquad
+       x_s = x_t + \frac{s - t}{2}\, \big(v(x_t, t) + v(\tilde x, s)\big). $$
+
+    A budget ends with a step of `Midpoint`, or for its odd evaluation of Euler's: at the end of the last step sigma is
+    zero or small, and the velocity of a learned denoiser is wrong by its error over sigma.
+    """
+
+    order = 2
+    evaluations = 2
+    endings = ((Midpoint(),), (Euler(),))
+    tableau = Tableau((0.0, 1.0), ((1.0,),), (0.5, 0.5))
+
+
+@dataclass(frozen=True)
 class RK4(_Fixed):
     r"""The classical method of order four, $x_s = x_t + \frac{s - t}{6} (k_1 + 2 k_2 + 2 k_3 + k_4)$.
 
-    What is left of a budget is spent on Heun's and Euler's last steps.
+    A budget ends with steps of `Midpoint` and Euler's, for the reason that `Heun` has.
     """
 
     order = 4
     evaluations = 4
-    endings = ((), (Euler(),), (Heun(),), (Heun(), Euler()))
+    endings = ((Midpoint(), Midpoint()), (Euler(),), (Midpoint(),), (Midpoint(), Euler()))
     tableau = Tableau((0.0, 0.5, 0.5, 1.0), ((0.5,), (0.0, 0.5), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6))
 
 

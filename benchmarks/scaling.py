@@ -31,6 +31,7 @@ WARM = 5
 STEPS, FLOATS = 100e6, 10 + 32  # of data
 SIZES = {"4.5 M": 4.5e6, "65 M": 65e6, "250 M": 250e6}
 NVLINK, ETHERNET, DISK, HASH = 450e9, 12.5e9, 1e9, 1.5e9  # bytes a second
+READ = 7e9  # bytes a second of a fast disk, which the 8 GPUs of a machine share
 FLOPS = 100e12  # a second and GPU, reached in bfloat16
 
 
@@ -119,7 +120,16 @@ def paper() -> dict:
         used = uses(network)
         batches[name] = [used, saturates(8, NVLINK, used), saturates(64, ETHERNET, used)]
         print(f"| {name} | {used:.1f} | {batches[name][1]:,.0f} | {batches[name][2]:,.0f} |")
-    return {"data": data, "sizes": rows, "batches": batches}
+    print("\n| window of two frames | bytes | windows a second and GPU from a disk | it sets the pace below |")
+    print("|---|---|---|---|")
+    reading = {}
+    for side in (96, 224):
+        size = 2 * side * side * 3
+        reading[side] = [size, READ / 8 / size, FLOPS / (READ / 8 / size)]
+        print(
+            f"| {side} x {side} | {size / 1e3:.1f} kB | {reading[side][1]:,.0f} | {reading[side][2] / 1e9:.1f} GFLOP |"
+        )
+    return {"data": data, "sizes": rows, "batches": batches, "reading": reading}
 
 
 def main() -> None:

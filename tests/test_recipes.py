@@ -53,3 +53,13 @@ def test_pusht_mirror_is_its_own_inverse(enlarged):
     # In the frame of the block, which is symmetric about its second axis, left is right.
     np.testing.assert_allclose(mirrored["agent_from_block"], own["agent_from_block"] * [-1, 1], atol=1e-9)
     assert len(learned) == 2 * len(given)
+
+
+def test_a_field_that_is_misspelt_in_a_recipe_is_told_with_the_nearest(tmp_path):
+    file = tmp_path / "mine.py"
+    file.write_text("from poise import PolicySpec\nrecipe = PolicySpec({'side': (1,)}, 1, netwrk=None)\n")
+    with pytest.raises(ValueError, match=r"mine.py gives PolicySpec the field 'netwrk'.*did you mean 'network'\?"):
+        load_recipe(file)
+    file.write_text("recipe = len(1)\n")
+    with pytest.raises(TypeError, match="has no len"):
+        load_recipe(file)

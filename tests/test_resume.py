@@ -2,6 +2,7 @@
 
 import dataclasses
 import errno
+import io
 import json
 import os
 import signal
@@ -108,7 +109,24 @@ def test_a_missing_pointer_costs_nothing(windows, tmp_path):
     assert Checkpoints(tmp_path / "none").resume(learner(windows)) is None
 
 
-@pytest.mark.parametrize("at", ["save_file", "_synced"])
+def test_safetensors_tells_of_a_full_disk_like_any_file(tmp_path):
+    """With a limit on the size of files, since to fill a disk takes rights that tests have not."""
+    code = f"""
+import resource, signal, torch
+from pathlib import Path
+from poise.policies.saving import write_tensors
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_tensors({{"a": torch.zeros(1000)}}, Path({str(tmp_path / "a.safetensors")!r}))
+except OSError as error:
+    print(error.errno)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) == errno.EFBIG
+
+
+@pytest.mark.parametrize("at", ["write_tensors", "_synced"])
 def test_a_full_disk_leaves_the_last_checkpoint(windows, tmp_path, monkeypatch, at):
     kept, found = Checkpoints(tmp_path), learner(windows)
     run(found, windows, kept, 8)
@@ -122,6 +140,17 @@ def test_a_full_disk_leaves_the_last_checkpoint(windows, tmp_path, monkeypatch, 
     monkeypatch.undo()
     assert sorted(p.name for p in kept.folder.iterdir()) == ["latest", "step-00000008"]
     assert kept.resume(learner(windows)).step == 8
+
+
+def test_a_changed_number_in_the_manifest_is_noticed(windows, tmp_path, capsys):
+    kept = Checkpoints(tmp_path)
+    run(learner(windows), windows, kept, 16)
+    file = kept.folder / "step-00000016" / "manifest.json"
+    text = file.read_text()
+    assert text.count('"step": 16') > 0
+    file.write_text(text.replace('"step": 16', '"step": 17'))
+    assert kept.resume(learner(windows)).step == 8
+    assert "manifest.json differs from what was written" in capsys.readouterr().err
 
 
 def test_what_is_not_finite_is_never_saved(windows, tmp_path):
@@ -221,6 +250,42 @@ def test_a_resume_with_another_spec_lists_the_differences(recipe, monkeypatch, c
     assert "expected one folder" in refused(monkeypatch, capsys, "train", "--resume", tmp_path / "none")
 
 
+def test_a_resume_with_other_demonstrations_is_refused(recipe, monkeypatch, capsys, tmp_path):
+    poise(monkeypatch, "train", recipe, "--out", tmp_path / "run", "--training.steps", 40)
+    recipe.write_text(RECIPE.replace("validation=0.2", "validation=0.4"))
+    message = refused(monkeypatch, capsys, "train", "--resume", tmp_path / "run")
+    assert "got the demonstrations {'training': 4, 'validation': 2, 'windows': 400}, but" in message
+    assert "was begun with {'training': 5, 'validation': 1, 'windows': 500}, expected the same" in message
+
+
+def test_a_folder_in_use_keeps_how_its_run_was_begun(recipe, monkeypatch, capsys, tmp_path):
+    out = tmp_path / "run"
+    poise(monkeypatch, "train", recipe, "--out", out, "--training.steps", 40)
+    before = (out / "training.json").read_text()
+    with Checkpoints(out).locked():
+        message = refused(monkeypatch, capsys, "train", recipe, "--out", out, "--training.steps", 50, "--overwrite")
+    assert "another process trains in" in message
+    assert (out / "training.json").read_text() == before
+
+
+def test_what_never_made_a_step_holds_no_run(recipe, monkeypatch, capsys, tmp_path):
+    out = tmp_path / "run"
+    assert "batch" in refused(monkeypatch, capsys, "train", recipe, "--out", out, "--training.batch", 100_000)
+    poise(monkeypatch, "train", recipe, "--out", out, "--training.steps", 40)
+
+
+def test_a_stop_ends_a_validation(windows):
+    found, calls = learner(windows), []
+
+    def stopped() -> bool:
+        calls.append(None)
+        return len(calls) > 3
+
+    done = list(train(found, windows, windows, stopped=stopped))
+    assert [now.validation for now in done if now.step == TRAINING.steps] == [None]
+    assert len(calls) == 4
+
+
 def test_skipped_steps_name_their_windows(recipe, monkeypatch, capsys, tmp_path):
     plain = DiffusionPolicy.loss
     monkeypatch.setattr(DiffusionPolicy, "loss", lambda *a: plain(*a) * torch.nan)
@@ -237,12 +302,23 @@ def test_closed_loop_success_chooses_the_best(monkeypatch, tmp_path, recipe):
     recipe.write_text(text)
     told = iter([0.2, 0.8, 0.5])
 
-    def rolled(policy: object, task: object, seeds: range) -> list[object]:
-        assert (seeds[0], len(seeds)) == (50_000, 10)
-        won = next(told) * 10
-        return [dataclasses.make_dataclass("E", ["success"])(i < won) for i in range(10)]
+    class Rolled:
+        """Environments of which one ends its episode at every step."""
 
-    monkeypatch.setattr("poise.cli.fitting.rollout", rolled)
+        def __init__(self, policy: object, task: object, seeds: range, count: int) -> None:
+            assert (seeds[0], len(seeds), count) == (50_000, 10, 10)
+            won = next(told) * 10
+            self.left = [dataclasses.make_dataclass("E", ["success"])(i < won) for i in range(10)]
+            self.envs = io.StringIO()
+
+        @property
+        def active(self) -> np.ndarray:
+            return np.array([bool(self.left)])
+
+        def step(self) -> list[object]:
+            return [self.left.pop()]
+
+    monkeypatch.setattr("poise.cli.fitting.Slots", Rolled)
     options = ("--training.evaluate-every", 10, "--training.episodes", 10, "--training.keep-last", 1)
     poise(monkeypatch, "train", recipe, "--out", tmp_path / "run", *options)
     kept = sorted(p.name for p in (tmp_path / "run/checkpoints").glob("step-*"))

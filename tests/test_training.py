@@ -187,7 +187,7 @@ from poise.training.allocation import keep_freed
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(20):
-        [torch.ones(2**20) for _ in range(8)]
+        [torch.ones(2**18) for _ in range(32)]
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print(faults())
 keep_freed()

@@ -1,9 +1,13 @@
 """A recipe: everything that makes one policy, in one Python file whose last name is a frozen `Recipe`."""
 
+import difflib
 import importlib.util
-from collections.abc import Callable
+import inspect
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,7 +113,7 @@ def load_recipe(path: str | Path) -> Recipe:
 
     Raises:
         FileNotFoundError: No such file.
-        ValueError: The file defines no `recipe`.
+        ValueError: The file defines no `recipe`, or gives an object a field that it does not have.
     """
     path = Path(path)
     if not path.is_file():
@@ -118,11 +122,26 @@ def load_recipe(path: str | Path) -> Recipe:
     if spec is None or spec.loader is None:
         raise ValueError(f"{path} is no Python file, expected one that ends in 'recipe = Recipe(...)'")
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    try:
+        spec.loader.exec_module(module)
+    except TypeError as error:
+        _explain(path, error, vars(module))
+        raise
     recipe = getattr(module, "recipe", None)
     if not isinstance(recipe, Recipe):
         raise ValueError(f"{path} defines no recipe, expected it to end in 'recipe = Recipe(...)'")
     return recipe
+
+
+def _explain(path: Path, error: TypeError, names: Mapping[str, Any]) -> None:
+    """Where the recipe gave one of its classes a field that it does not have, raise what it has."""
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if found is None or not inspect.isclass(kind := names.get(found[1])):
+        return
+    fields = list(inspect.signature(kind).parameters)
+    close = difflib.get_close_matches(found[2], fields, n=1)
+    meant = f": did you mean {close[0]!r}?" if close else ""
+    raise ValueError(f"{path} gives {found[1]} the field {found[2]!r}, expected some of {fields}{meant}") from error
 
 
 __all__ = ["Recipe", "as_recorded", "load_recipe"]

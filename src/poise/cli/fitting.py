@@ -6,7 +6,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -16,7 +16,8 @@ import torch
 from tqdm import tqdm
 
 from poise.data import Windows
-from poise.evaluation import Task, rollout
+from poise.evaluation import Task
+from poise.evaluation.rollout import Slots
 from poise.nn import load_backbone
 from poise.policies import NearestNeighbour, Policy, PolicySpec, Safety
 from poise.policies.saving import FILE
@@ -24,6 +25,7 @@ from poise.training import Checkpoints, Learner, Processes, Progress, Single, Tr
 from poise.training.trackers import Tracker
 from poise.training.trackers.json_lines import JsonLines
 
+BEGUN = "training.json"
 _FIRST_SEED = 50_000  # of evaluations in training; those from 100000 on are for the final one
 _LINES_EVERY = 50
 _BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
@@ -42,6 +44,7 @@ class Job:
         task: Where it is tried while it trains, if the training spec says so.
         weights: Safetensors of published weights that the backbones of the encoder begin with.
         trackers: Where figures go besides `metrics.jsonl`.
+        begun: How the run was begun, as JSON data, for who resumes it: `BEGUN` in its folder, from the first step on.
     """
 
     kind: type[Policy]
@@ -52,6 +55,12 @@ class Job:
     task: Task | None = None
     weights: Path | None = None
     trackers: tuple[Tracker, ...] = ()
+    begun: Mapping[str, Any] | None = None
+
+    def describe(self) -> None:
+        """Write down how the run was begun."""
+        if self.begun is not None:
+            (self.out / BEGUN).write_text(json.dumps(self.begun, indent=1))
 
 
 def fit(
@@ -77,6 +86,7 @@ def fit(
 
     Raises:
         BlockingIOError: Another process trains in the same folder.
+        ValueError: A run that is resumed with other demonstrations.
         SystemExit: SIGTERM, with the status 143.
     """
     processes = processes or Single()
@@ -91,29 +101,50 @@ def fit(
     with checkpoints.locked() if processes.rank == 0 else nullcontext():
         if isinstance(policy, NearestNeighbour):
             policy.remember(windows[0])
-            return policy.save(job.out, job.notes) if processes.rank == 0 else job.out / FILE
+            if processes.rank > 0:
+                return job.out / FILE
+            job.describe()
+            return policy.save(job.out, job.notes)
         learner = Learner(policy, job.training, processes)
         if resume:
-            checkpoints.resume(learner)
+            _resume(job, learner, checkpoints)
         elif processes.rank == 0:
             shutil.rmtree(checkpoints.folder, ignore_errors=True)
+            (job.out / BEGUN).unlink(missing_ok=True)
         return _run(job, learner, windows, checkpoints)
+
+
+def _resume(job: Job, learner: Learner, checkpoints: Checkpoints) -> None:
+    resumed, name = checkpoints.resume(learner), "demonstrations"
+    if resumed is None:
+        if learner.processes.rank == 0:
+            print(f"no checkpoint in {checkpoints.folder} is whole: beginning anew", file=sys.stderr)
+    elif resumed.notes.get(name) != job.notes.get(name):
+        raise ValueError(
+            f"got the demonstrations {job.notes.get(name)}, but {job.out} was begun with {resumed.notes.get(name)}, "
+            "expected the same: restore the data and the recipe, or begin a new run"
+        )
 
 
 def _run(job: Job, learner: Learner, windows: tuple[Windows, Windows | None], checkpoints: Checkpoints) -> Path:
     last, asked, first = None, 0, learner.processes.rank == 0
     with _Stop.caught() as stop, _Report(job, learner.step) if first else nullcontext() as report:
-        for now in train(learner, *windows):
+        for now in train(learner, *windows, stopped=lambda: bool(stop.asked)):
+            if first and last is None:
+                job.describe()
             last = now
             success = _evaluated(job, learner, now, stop)
             if report:
                 report(now, success)
             asked = int(learner.processes.most(stop.asked))  # a signal reaches the processes at different steps
-            if asked or now.step % job.training.save_every == 0 or now.fraction >= 1:
+            if asked or _due(job, now) or now.step % job.training.save_every == 0 or now.fraction >= 1:
                 checkpoints.save(learner, job.notes, _score(job, now, success))
             if asked:
                 break
     average = learner.averaged()
+    if first and last:
+        spent = ", ".join(f"{name} {share:.0%}" for name, share in last.shares.items())
+        print(f"{last.samples / last.seconds:,.0f} samples/s; of the time: {spent}")
     if first:
         average.save(job.out, {**job.notes, "progress": asdict(last) if last else None})
     if first and asked:
@@ -126,18 +157,25 @@ def _run(job: Job, learner: Learner, windows: tuple[Windows, Windows | None], ch
 
 def _evaluated(job: Job, learner: Learner, now: Progress, stop: "_Stop") -> float | None:
     """Success of the averaged policy in closed loop, by the first process, where due and not stopped meanwhile."""
-    every = job.training.evaluate_every
-    if every is None or job.task is None or (now.step % every and now.fraction < 1):
+    if not _due(job, now):
         return None
     policy = learner.averaged()
-    if learner.processes.rank > 0:
+    if learner.processes.rank > 0 or job.task is None:
         return None
     seeds, won = range(_FIRST_SEED, _FIRST_SEED + job.training.episodes), []
-    for episode in rollout(policy, job.task, seeds):
-        won.append(episode.success)
-        if stop.asked:
-            return None
+    slots = Slots(policy, job.task, seeds, min(job.task.slots, len(seeds)))
+    with closing(slots.envs):
+        while slots.active.any():
+            won += [episode.success for episode in slots.step()]
+            if stop.asked:
+                return None
     return sum(won) / len(won)
+
+
+def _due(job: Job, now: Progress) -> bool:
+    """Whether the policy is tried now, and saved, for it may be the best."""
+    every = job.training.evaluate_every
+    return every is not None and job.task is not None and (now.step % every == 0 or now.fraction >= 1)
 
 
 def _score(job: Job, now: Progress, success: float | None) -> float | None:

@@ -12,7 +12,7 @@ import tyro
 from poise.cli.devices import check_device
 from poise.cli.dry_run import rehearse
 from poise.cli.fields import choose_classes
-from poise.cli.fitting import Job, fit
+from poise.cli.fitting import BEGUN, Job, fit
 from poise.cli.machine import machine
 from poise.data import Windows
 from poise.plain import concrete, to_plain
@@ -39,7 +39,6 @@ had; RUN is its --out.
 
     poise train --resume out/pusht
 """
-_FILE = "training.json"
 
 
 @dataclass(frozen=True)
@@ -88,23 +87,21 @@ def train_recipe(arguments: list[str]) -> None:
     if run.dry_run:
         _rehearse(_job(path, run), run)
         return
-    if is_first() and (run.out / _FILE).is_file() and not run.overwrite:
+    if is_first() and (run.out / BEGUN).is_file() and not run.overwrite:
         raise ValueError(
             f"{run.out} holds a run already: go on with it by poise train --resume {run.out}, name another --out, or "
             "begin anew with --overwrite"
         )
-    job = _job(path, run)
-    if is_first():
-        _described(path, run, arguments)
-    _train(job, path, run, resume=False)
+    begun = {"arguments": [str(path.resolve()), *arguments[1:]], "specs": _specs(run)}
+    _train(replace(_job(path, run), begun=begun), path, run, resume=False)
 
 
 def _resume(arguments: list[str]) -> None:
     """Go on with the run in the folder that is named."""
-    if len(arguments) != 1 or not (Path(arguments[0]) / _FILE).is_file():
+    if len(arguments) != 1 or not (Path(arguments[0]) / BEGUN).is_file():
         raise ValueError(f"got --resume {' '.join(arguments)}, expected one folder that poise train has written")
     out = Path(arguments[0])
-    described = json.loads((out / _FILE).read_text())
+    described = json.loads((out / BEGUN).read_text())
     path = Path(described["arguments"][0])
     run = parse_run(path, load_recipe(path), [*described["arguments"][1:], "--out", str(out)])
     now, before = dict(_flat(_specs(run))), dict(_flat(described["specs"]))
@@ -161,13 +158,6 @@ def _train(job: Job, path: Path, run: Run, resume: bool) -> None:
         file = fit(job, windows, resume, processes)
     if is_first():
         print(f"wrote {file}\nnext: poise evaluate {run.out} --recipe {path}")
-
-
-def _described(path: Path, run: Run, arguments: list[str]) -> None:
-    """Write down how the run was begun, for `--resume`."""
-    run.out.mkdir(parents=True, exist_ok=True)
-    plain = {"arguments": [str(path.resolve()), *arguments[1:]], "specs": _specs(run)}
-    (run.out / _FILE).write_text(json.dumps(plain, indent=1))
 
 
 def _specs(run: Run) -> dict[str, Any]:

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from poise.data import Limits, Unscaled
@@ -24,6 +23,7 @@ from poise.interop.published import Outline, positions
 from poise.nn import Steps, UNet1D
 from poise.plain import to_plain
 from poise.policies import DiffusionPolicy, PolicySpec
+from poise.policies.saving import write_tensors
 from poise.schedules import Tabulated
 
 _NEAR = 1e-4  # share of a beta; diffusers rounds them to float32
@@ -62,7 +62,7 @@ def export_lerobot(policy: DiffusionPolicy, path: str | Path) -> Path:
     try:
         aside.mkdir(parents=True)
         (aside / "config.json").write_text(json.dumps(plain, indent=4))
-        save_file(_tensors(policy, outline), aside / WEIGHTS, {"format": "pt"})
+        write_tensors(_tensors(policy, outline), aside / WEIGHTS, {"format": "pt"})
         _write_processors(aside, policy, plain)
         aside.replace(target)
     finally:
@@ -204,7 +204,7 @@ def _write_processors(folder: Path, policy: DiffusionPolicy, config: Mapping[str
             step: dict[str, Any] = {"registry_name": kind, "config": fields}
             if "normalizer" in kind:
                 step["state_file"] = f"{stem}_step_{number}_{kind}.safetensors"
-                save_file(state, folder / step["state_file"])
+                write_tensors(state, folder / step["state_file"])
             plain.append(step)
         (folder / file).write_text(json.dumps({"name": stem, "steps": plain}, indent=2))
 

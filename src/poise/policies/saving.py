@@ -8,11 +8,13 @@ truncation but no flipped bit.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -46,6 +48,22 @@ def seal(header: Mapping[str, str]) -> str:
     return hashlib.sha256(json.dumps(sorted((k, v) for k, v in header.items() if k != "seal")).encode()).hexdigest()
 
 
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, header: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file.
+
+    Raises:
+        OSError: The disk is full, or broken; safetensors itself raises an error of another kind, with the number in
+            its text.
+    """
+    try:
+        save_file(dict(tensors), path, dict(header) if header else None)
+    except SafetensorError as error:
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+
+
 def save_checkpoint(path: str | Path, policy: Saved, notes: Mapping[str, Any] | None = None) -> Path:
     """Write a policy atomically: the file is complete or it is not there.
 
@@ -56,6 +74,9 @@ def save_checkpoint(path: str | Path, policy: Saved, notes: Mapping[str, Any] | 
 
     Returns:
         The file.
+
+    Raises:
+        OSError: The disk is full, or broken.
     """
     path = Path(path)
     path = path if path.suffix == ".safetensors" else path / FILE
@@ -70,7 +91,7 @@ def save_checkpoint(path: str | Path, policy: Saved, notes: Mapping[str, Any] | 
     header["seal"] = seal(header)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(tensors, aside, header)
+        write_tensors(tensors, aside, header)
         with aside.open("rb") as file:
             os.fsync(file.fileno())
         aside.replace(path)
@@ -79,4 +100,4 @@ def save_checkpoint(path: str | Path, policy: Saved, notes: Mapping[str, Any] | 
     return path
 
 
-__all__ = ["FILE", "FORMAT", "Saved", "digest", "save_checkpoint", "seal"]
+__all__ = ["FILE", "FORMAT", "Saved", "digest", "save_checkpoint", "seal", "write_tensors"]

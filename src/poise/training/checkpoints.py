@@ -4,7 +4,8 @@
     RUN/checkpoints/step-00005000/       policy.safetensors      the averaged policy, which `poise.load` reads
                                          parameters.safetensors  what the next step depends on, see `Learner.tensors`
                                          exp_avg.safetensors, exp_avg_sq.safetensors, ...
-                                         manifest.json           counts, best checkpoints, sha256 of every file
+                                         manifest.json           counts, best checkpoints, sha256 of every file, and
+                                                                 `seal`, that of the manifest itself
 
 A checkpoint is written aside, brought to the disk and renamed; then `latest`, which is for people, is replaced in one
 go. Whatever moment a process dies at, the newest whole checkpoint is found. Moments lie in files of their own, so that
@@ -26,16 +27,16 @@ from typing import Any, NamedTuple
 import filelock
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from poise.plain import to_plain
 from poise.policies import Policy, load
-from poise.policies.saving import FILE
+from poise.policies.saving import FILE, write_tensors
 from poise.training.learner import Learner
 
 _FOLDER, _LATEST, _MANIFEST, _ASIDE = "checkpoints", "latest", "manifest.json", ".aside"
-_FORMAT = "poise training 1"
+_FORMAT = "poise training 2"
 
 
 class Resumed(NamedTuple):
@@ -145,7 +146,7 @@ class Checkpoints:
             group = name.rpartition(".")[2] if name.startswith("optimiser.") else "parameters"
             groups.setdefault(group, {})[name] = tensor.detach().cpu().contiguous()
         for group, tensors in groups.items():
-            save_file(tensors, aside / f"{group}.safetensors")
+            write_tensors(tensors, aside / f"{group}.safetensors")
         files = sorted(file.name for file in aside.iterdir())
         manifest = {
             "format": _FORMAT,
@@ -154,7 +155,7 @@ class Checkpoints:
             "files": {name: _digest(aside / name) for name in files},
             "notes": to_plain(notes),
         }
-        (aside / _MANIFEST).write_text(json.dumps(manifest, indent=1))
+        (aside / _MANIFEST).write_text(json.dumps({**manifest, "seal": _sealed(manifest)}, indent=1))
         for name in (*files, _MANIFEST):
             _synced(aside / name)
         _synced(aside)
@@ -226,10 +227,16 @@ def _verified(folder: Path) -> dict[str, Any]:
     manifest = json.loads((folder / _MANIFEST).read_text())
     if manifest.get("format") != _FORMAT:
         raise ValueError(f"got the format {manifest.get('format')!r}, expected {_FORMAT!r}")
+    if manifest.pop("seal") != _sealed(manifest):
+        raise ValueError(f"{_MANIFEST} differs from what was written")
     for name, expected in manifest["files"].items():
         if _digest(folder / name) != expected:
             raise ValueError(f"{name} differs from what was written")
     return manifest
+
+
+def _sealed(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _check_finite(step: int, average: Policy, tensors: Mapping[str, Tensor]) -> None:

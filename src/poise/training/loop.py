@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,7 +18,7 @@ from poise.training.clock import Clock
 from poise.training.compiling import compiled
 from poise.training.learner import Learner
 from poise.training.order import Order, noise_seed, seed_of
-from poise.training.validation import Validation, validate
+from poise.training.validation import Stopped, Validation, validate
 
 _DROPOUT = 2  # order.py has the seeds before it
 
@@ -76,21 +76,26 @@ class Objective(nn.Module):
 
 
 def train(
-    learner: Learner, windows: Windows, validation: Windows | None = None, loss: Loss | None = None
+    learner: Learner,
+    windows: Windows,
+    validation: Windows | None = None,
+    loss: Loss | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Iterator[Progress]:
     """Train in place from where the learner stands, yielding after every step.
 
     Order of the data and random numbers are pure functions of the seed and the step: two runs of so many steps are
     equal bit by bit on one machine, however often they were resumed, and up to rounding whatever the number of parts
     or processes. A step whose loss or gradient is not finite changes nothing. Where several processes train, each runs
-    this loop to the same step, and the first one validates. On a CPU the process keeps the memory that it frees from
-    then on.
+    this loop to the same step, and the first one validates. On a CPU the process keeps what it frees from then on,
+    up to 128 MiB.
 
     Args:
         learner: What is trained.
         windows: Training windows.
         validation: Held-out windows.
         loss: What is minimised; None is the policy's own loss.
+        stopped: Asked while it validates: whether to leave that, since the caller is about to stop.
 
     Raises:
         ValueError: A batch of more windows than there are, or of fewer than processes and parts.
@@ -120,7 +125,7 @@ def train(
             samples=learner.step * spec.batch,
             skipped=() if good else tuple(indices.tolist()),
             shares=step.clock.shares,
-            validation=_validated(learner, validation) if validation is not None and due else None,
+            validation=_validated(learner, validation, stopped) if validation is not None and due else None,
         )
         if skipped >= spec.patience:
             raise FloatingPointError(
@@ -217,10 +222,14 @@ def _check_parts(learner: Learner) -> None:
         )
 
 
-def _validated(learner: Learner, windows: Windows) -> Validation | None:
+def _validated(learner: Learner, windows: Windows, stopped: Callable[[], bool]) -> Validation | None:
     """Figures of the average, which all processes gather and the first one tries."""
     average = learner.averaged()
-    return validate(average, windows, learner.spec) if learner.processes.rank == 0 else None
+    if learner.processes.rank > 0:
+        return None
+    with suppress(Stopped):
+        return validate(average, windows, learner.spec, stopped)
+    return None
 
 
 def _agreed(learner: Learner, seconds: float) -> float:

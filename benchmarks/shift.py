@@ -26,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from poise import Policy, Recipe, Task, load, load_recipe, rollout
+from poise import DiffusionPolicy, Policy, Recipe, Task, load, load_recipe, rollout
 from poise.cli.machine import machine
 from poise.evaluation import Episode, bootstrap, wilson
 from poise.policies.novelty import Novelty, PlanSurprise
@@ -168,6 +168,8 @@ def main() -> None:
     training, held_out = recipe.parts(arguments.data)
     novelty, plans = Novelty.fit(policy, training, held_out), None
     if arguments.surprise:
+        if not isinstance(policy, DiffusionPolicy):
+            parser.error(f"--surprise asks for the likelihoods of a DiffusionPolicy, got a {type(policy).__name__}")
         surprise = PlanSurprise(policy, Heun(), steps=8)
         novelty, plans = Novelty.fit(policy, training, held_out, {**novelty.scores, "surprise": surprise}), EARLY
     names = "".join(f"{name:>9}" for name in novelty.scores)

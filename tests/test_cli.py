@@ -96,7 +96,7 @@ def test_training_and_evaluation_take_place_on_the_device(recipe, checkpoint, mo
     verb, found = importlib.import_module("poise.cli.fitting"), []
     monkeypatch.setattr(Policy, "save", lambda policy, out, notes: out)
 
-    def watched(learner, windows, *rest):
+    def watched(learner, windows, *rest, **options):
         found.extend([learner.device.type, windows.actions.device.type])
         return iter(())
 
@@ -136,8 +136,8 @@ def test_interrupting_leaves_a_usable_checkpoint(recipe, monkeypatch, tmp_path, 
     verb = importlib.import_module("poise.cli.fitting")
     plain = verb.train
 
-    def interrupted(*arguments):
-        for progress in plain(*arguments):
+    def interrupted(*arguments, **options):
+        for progress in plain(*arguments, **options):
             if progress.step == 7:
                 signal.raise_signal(signal.SIGINT)
             yield progress

@@ -87,8 +87,7 @@ def train(
     Order of the data and random numbers are pure functions of the seed and the step: two runs of so many steps are
     equal bit by bit on one machine, however often they were resumed, and up to rounding whatever the number of parts
     or processes. A step whose loss or gradient is not finite changes nothing. Where several processes train, each runs
-    this loop to the same step, and the first one validates. On a CPU the process keeps what it frees from then on,
-    up to 128 MiB.
+    this loop to the same step, and the first one validates. On a CPU the process keeps up to 128 MiB that it frees.
 
     Args:
         learner: What is trained.
@@ -101,18 +100,14 @@ def train(
         ValueError: A batch of more windows than there are, or of fewer than processes and parts.
         FloatingPointError: `patience` skipped steps in a row.
     """
-    if learner.device.type == "cpu":
-        keep_freed()
     spec, step = learner.spec, _Step(learner, windows, loss or learner.policy.loss)
-    before, begin, skipped = learner.seconds, time.perf_counter(), 0
-    fraction = _fraction(learner)
+    before, begin, skipped, fraction = learner.seconds, time.perf_counter(), 0, _fraction(learner)
     while fraction < 1:
         rate = spec.learning_rate * _schedule(learner.step + 1, fraction, learner)
         value, norm, indices = step(rate)
         good = math.isfinite(value) and math.isfinite(norm)
         skipped = 0 if good else skipped + 1
-        seconds = before + time.perf_counter() - begin
-        learner.step, learner.seconds = learner.step + 1, _agreed(learner, seconds)
+        learner.step, learner.seconds = learner.step + 1, _agreed(learner, before + time.perf_counter() - begin)
         fraction = _fraction(learner)
         due = learner.step % spec.validate_every == 0 or fraction >= 1
         yield Progress(
@@ -128,10 +123,14 @@ def train(
             validation=_validated(learner, validation, stopped) if validation is not None and due else None,
         )
         if skipped >= spec.patience:
-            raise FloatingPointError(
-                f"training got a loss of {value} and a gradient of norm {norm} at step {learner.step}, the last of "
-                f"{skipped} such steps in a row, expected finite numbers: lower the learning rate or check the data"
-            )
+            raise FloatingPointError(_failed(learner.step, value, norm, skipped))
+
+
+def _failed(step: int, loss: float, norm: float, skipped: int) -> str:
+    return (
+        f"training got a loss of {loss} and a gradient of norm {norm} at step {step}, the last of {skipped} such steps "
+        "in a row, expected finite numbers: lower the learning rate or check the data"
+    )
 
 
 class _Step:
@@ -139,6 +138,8 @@ class _Step:
 
     def __init__(self, learner: Learner, windows: Windows, loss: Loss) -> None:
         _check_parts(learner)
+        if learner.device.type == "cpu":
+            keep_freed()
         spec, self._processes = learner.spec, learner.processes
         self._learner, self._windows, self._order = learner, windows, Order(len(windows), spec.batch, spec.seed)
         self._generator, self.clock = torch.Generator(learner.device), Clock(learner.device)

@@ -231,7 +231,7 @@ def test_the_benchmark_scores_the_histories_that_plans_were_made_from(benchmark,
     fresh = np.array([True, False, False, True])
     seen = {"arm": np.arange(12.0).reshape(4, 3), "grip": np.arange(4.0)[:, None]}
     episode = Episode(0, True, 1.0, 1.0, None, None, {}, np.zeros((4, 2), np.float32), fresh, seen)
-    found = benchmark.planned_from(policy_for(training), episode)
+    found = benchmark.planned_from(policy_for(training), episode, None)
     assert found["grip"][..., 0].tolist() == [[0, 0], [2, 3]]
     assert found["arm"].dtype == torch.float32
     assert benchmark.lit(np.array([[[10, 20, 90]]], np.uint8), 0.5).tolist() == [[[50, 15, 55]]]

@@ -8,7 +8,7 @@ has the marginals of the diffusion for every eta (Song et al. 2021, arXiv 2011.1
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -120,8 +120,10 @@ class Churn(Sampler):
     def __post_init__(self) -> None:
         if not self.churn >= 0:
             raise ValueError(f"Churn got churn={self.churn}, expected 0 (none) or more")
-        for name in ("order", "evaluations", "extra", "endings"):
+        for name in ("order", "evaluations", "extra"):
             object.__setattr__(self, name, getattr(self.sampler, name))
+        endings = (tuple(replace(self, sampler=last) for last in ending) for ending in self.sampler.endings)
+        object.__setattr__(self, "endings", tuple(endings))
 
     def step(
         self, denoise: Denoiser, schedule: Schedule, x: Tensor, t: float, s: float, noise: Noise, memory: Any = None

@@ -43,8 +43,8 @@ def digest(tensors: Mapping[str, Tensor]) -> str:
     return found.hexdigest()
 
 
-def seal(header: Mapping[str, str]) -> str:
-    """The sha256 of the other fields of a header."""
+def seal(header: Mapping[str, Any]) -> str:
+    """The sha256 of the other fields of a header, or of a manifest."""
     return hashlib.sha256(json.dumps(sorted((k, v) for k, v in header.items() if k != "seal")).encode()).hexdigest()
 
 

@@ -32,7 +32,7 @@ from torch import Tensor
 
 from poise.plain import to_plain
 from poise.policies import Policy, load
-from poise.policies.saving import FILE, write_tensors
+from poise.policies.saving import FILE, seal, write_tensors
 from poise.training.learner import Learner
 
 _FOLDER, _LATEST, _MANIFEST, _ASIDE = "checkpoints", "latest", "manifest.json", ".aside"
@@ -155,7 +155,7 @@ class Checkpoints:
             "files": {name: _digest(aside / name) for name in files},
             "notes": to_plain(notes),
         }
-        (aside / _MANIFEST).write_text(json.dumps({**manifest, "seal": _sealed(manifest)}, indent=1))
+        (aside / _MANIFEST).write_text(json.dumps({**manifest, "seal": seal(manifest)}, indent=1))
         for name in (*files, _MANIFEST):
             _synced(aside / name)
         _synced(aside)
@@ -227,16 +227,12 @@ def _verified(folder: Path) -> dict[str, Any]:
     manifest = json.loads((folder / _MANIFEST).read_text())
     if manifest.get("format") != _FORMAT:
         raise ValueError(f"got the format {manifest.get('format')!r}, expected {_FORMAT!r}")
-    if manifest.pop("seal") != _sealed(manifest):
+    if manifest.get("seal") != seal(manifest):
         raise ValueError(f"{_MANIFEST} differs from what was written")
     for name, expected in manifest["files"].items():
         if _digest(folder / name) != expected:
             raise ValueError(f"{name} differs from what was written")
     return manifest
-
-
-def _sealed(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _check_finite(step: int, average: Policy, tensors: Mapping[str, Tensor]) -> None:

@@ -32,6 +32,7 @@ from peers_driver import median_time
 from poise import DDIM, DiffusionPolicy, DPMSolverPP, Episodes, PolicySpec, UNet1D, Windows, load_recipe
 from poise.interop import export_onnx
 from poise.policies import compiled
+from poise.precision import has_bfloat16
 from poise.predictions import Epsilon
 from poise.runtime import Runtime
 from poise.sampling import Sampler, UniformTime, sample
@@ -56,9 +57,13 @@ ROWS = {  # name -> (what is timed, its unit)
     "network": ("U-Net alone", "ms"),
     "ddim": ("DDIM without network, a step", "us"),
     "dpm_solver": ("DPM-Solver++ 2M without network, a step", "us"),
-    "recipe": ("plan, recipes/pusht.py", "ms"),
+    "recipe": ("plan, recipes/pusht.py, 10 evaluations", "ms"),
+    "recipe_few": ("the same, 5 evaluations", "ms"),
+    "recipe_compiled": ("the same, 5 evaluations, compiled", "ms"),
+    "recipe_onnx": ("the same, 5 evaluations, by onnxruntime", "ms"),
 }
-PLANS = "compiled", "bfloat16", "onnx"  # ways of ours to plan what the peer plans eagerly
+# Ways of ours to plan, beside the peer's eager plan; those of the recipe are of another policy for the same task.
+PLANS = "compiled", "bfloat16", "onnx", "recipe", "recipe_few", "recipe_compiled", "recipe_onnx"
 
 
 def fitted(spec: PolicySpec) -> tuple[DiffusionPolicy, dict[str, torch.Tensor]]:
@@ -80,7 +85,7 @@ def plan_row(spec: PolicySpec, calls: int, weights: torch.dtype | None = None) -
     return lambda: 1e3 * median_time(lambda: policy.plan(observation), calls)
 
 
-def onnx_rows(spec: PolicySpec, calls: int) -> dict[str, Callable[[], float]]:
+def onnx_rows(name: str, spec: PolicySpec, calls: int) -> dict[str, Callable[[], float]]:
     """Milliseconds a plan of the exported policy on PyTorch's number of threads; no row without the extra `onnx`."""
     with torch.inference_mode(False), tempfile.TemporaryDirectory() as folder:  # no program is traced in that mode
         policy, observation = fitted(spec)
@@ -90,7 +95,7 @@ def onnx_rows(spec: PolicySpec, calls: int) -> dict[str, Callable[[], float]]:
             print(f"no row of the exported plan: {error}", file=sys.stderr)
             return {}
     seen = {name: values.numpy() for name, values in observation.items()}
-    return {"onnx": lambda: 1e3 * median_time(lambda: runtime.plan(seen, [0]), calls)}
+    return {name: lambda: 1e3 * median_time(lambda: runtime.plan(seen, [0]), calls)}
 
 
 def sampler_row(sampler: Sampler, steps: int = 10) -> Callable[[], float]:
@@ -103,17 +108,22 @@ def sampler_row(sampler: Sampler, steps: int = 10) -> Callable[[], float]:
 def our_rows(net: UNet1D) -> tuple[dict[str, Callable[[], float]], int]:
     """Our side of every row, and the parameters of our U-Net."""
     spec = replace(SAME_AS_LEROBOT, network=net)
+    recipe = load_recipe(HERE.parent / "recipes" / "pusht.py").policy
+    few = replace(recipe, evaluations=5)
     network = net.build(16, 2, (2, 18)).eval()
     x, log_snr, prepared = torch.randn(1, 16, 2), torch.zeros(1), network.prepare(torch.randn(1, 2, 18))
     rows = {
         "plan": plan_row(spec, 15),
         "compiled": plan_row(spec, 15, torch.float32),
-        "bfloat16": plan_row(spec, 15, torch.bfloat16),
-        **onnx_rows(spec, 15),
+        **({"bfloat16": plan_row(spec, 15, torch.bfloat16)} if has_bfloat16(torch.device("cpu")) else {}),
+        **onnx_rows("onnx", spec, 15),
         "network": lambda: 1e3 * median_time(lambda: network(x, log_snr, prepared), 100),
         "ddim": sampler_row(DDIM()),
         "dpm_solver": sampler_row(DPMSolverPP()),
-        "recipe": plan_row(load_recipe(HERE.parent / "recipes" / "pusht.py").policy, 15),
+        "recipe": plan_row(recipe, 15),
+        "recipe_few": plan_row(few, 15),
+        "recipe_compiled": plan_row(few, 15, torch.float32),
+        **onnx_rows("recipe_onnx", few, 15),
     }
     return rows, sum(p.numel() for p in network.parameters())
 
@@ -191,8 +201,7 @@ def main() -> None:
         ):
             report["parameters"]["peer"], report["versions"] = loaded["parameters"], loaded["versions"]
             for name, row in (pair for _ in range(arguments.rounds) for pair in rows.items()):
-                if name != "recipe":
-                    theirs[name].append(ask("plan" if name in PLANS else name))
+                theirs[name].append(ask("plan" if name in PLANS else name))
                 ours[name].append(row())
     report["rows"] = {name: summary(ours[name], theirs[name]) for name in rows}
     print(f"{report['machine']}, {arguments.threads} threads; parameters {report['parameters']}")

@@ -8,8 +8,8 @@ Both sides train the same U-Net (its parameters are counted) on windows of two o
 LeRobot's random trajectories, in processes that take turns. Ours is `poise.train` with all it does: order, gather,
 normalisation, noise, loss, clipping, AdamW, average. LeRobot's `step` is its forward, backward and AdamW on one batch
 that lies in memory; its `loop` takes batches from its dataset through a DataLoader with two workers. Ours runs under
-bfloat16 autocast, as our recipes do, and in float32 beside it. A ratio is the median over the rounds. The last line is
-JSON.
+bfloat16 autocast, as our recipes do, where the processor has instructions for it, and in float32. A ratio is the median
+over the rounds. The last line is JSON.
 """
 
 import argparse
@@ -32,6 +32,7 @@ from latency import HERE, SAME_AS_LEROBOT, machine
 
 from poise import DiffusionPolicy, Episodes, Learner, TrainingSpec, UNet1D, Windows, train
 from poise.cli.memory import resident
+from poise.precision import has_bfloat16
 
 NETS = {"small": (64, 128, 256), "medium": (256, 512, 1024)}
 ROWS = [("small", 64), ("small", 256), ("medium", 64), ("medium", 256)]
@@ -91,11 +92,12 @@ def measured(arguments: argparse.Namespace) -> dict:
     with peer_of(arguments) as peer:
         if peer is not None:
             report["versions"] = peer[1]
+        kinds = ("bfloat16", "float32") if has_bfloat16(torch.device("cpu")) else ("float32",)
         for net, size in ROWS:
             if net not in arguments.nets:
                 continue
             row = rows[f"{net} {size}"] = {"bfloat16": [], "float32": [], "step": [], "loop": []}
-            ours = {name: learner(net, size, name == "bfloat16", data) for name in ("bfloat16", "float32")}
+            ours = {name: learner(net, size, name == "bfloat16", data) for name in kinds}
             row["parameters"] = [sum(p.numel() for p in ours["float32"].policy.parameters())]
             for _ in range(arguments.rounds):
                 if peer is not None:
@@ -169,11 +171,14 @@ def main() -> None:
     report: dict = {"machine": machine(), "date": date.today().isoformat(), "threads": arguments.threads}
     report |= measured(arguments)
     print(f"{report['machine']}, {arguments.threads} threads; samples a second")
-    names = ("bfloat16", "float32", "step", "loop")
-    print(f"{'network, batch':16}" + "".join(f"{name:>10}" for name in names) + "   ratios of bfloat16")
+    names, ours = (
+        ("bfloat16", "float32", "step", "loop"),
+        "bfloat16" if has_bfloat16(torch.device("cpu")) else "float32",
+    )
+    print(f"{'network, batch':16}" + "".join(f"{name:>10}" for name in names) + f"   ratios of {ours}")
     for name, row in report["rows"].items():
         line = f"{name:16}" + "".join(f"{row[n]:>10.0f}" if n in row else f"{'':10}" for n in names)
-        line += "".join(f"   {row[k][0]:.2f} ({row[k][1]:.2f} to {row[k][2]:.2f})" for k in row if "bfloat16 /" in k)
+        line += "".join(f"   {row[k][0]:.2f} ({row[k][1]:.2f} to {row[k][2]:.2f})" for k in row if f"{ours} /" in k)
         print(line)
     print(json.dumps(report))
 

@@ -60,6 +60,7 @@ def test_by_default_it_is_the_checkpoints_sampler_also_compiled(tmp_path, monkey
     """The compiled policy takes the place beside the eager one; that it plans the same is another file's test."""
     asked = []
     monkeypatch.setattr(module, "compiled", lambda policy, batches, *kind: asked.append((batches, *kind)) or policy)
+    monkeypatch.setattr(module, "has_bfloat16", lambda device: True)
     file = tmp_path / "bench.json"
     run(saved(tmp_path), "--compile", "--bfloat16", "--repeats", 1, "--json", file)
     rows = json.loads(file.read_text())["rows"]
@@ -142,6 +143,12 @@ def test_what_cannot_be_timed_is_refused(tmp_path):
         run(path, "--repeats", 0)
     with pytest.raises(ValueError, match=f"{Heun.__name__} got a budget of 0 evaluations|of at least 1"):
         run(path, "--samplers", "Heun", "--evaluations", 0)
+
+
+def test_bfloat16_is_not_timed_where_there_are_no_instructions_for_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    with pytest.raises(ValueError, match="got --bfloat16 for a cpu without instructions for it: leave it out"):
+        run(saved(tmp_path), "--bfloat16")
 
 
 def test_help_teaches(capsys):

@@ -118,13 +118,22 @@ def test_a_compiled_policy_is_not_saved(pair):
         pair[1].state_dict()
 
 
-def test_bfloat16_plans_nearby_from_half_the_bytes():
+def test_bfloat16_plans_nearby_from_half_the_bytes(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
     policy, observation = fitted(SMALL, sampler=DDIM())
     fast = compiled(policy, weights=torch.bfloat16)
     assert 0 < gap(policy, fast, observation) < 0.05
     assert 0 < gap(policy, fast, observation, 3) < 0.05
     kinds = {p.dtype for p in fast.diffusion.network.parameters() if p.ndim > 1}
     assert kinds == {torch.bfloat16}
+
+
+def test_without_instructions_for_bfloat16_weights_stay_float32(monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
+    monkeypatch.setattr(compiling, "tried", lambda what, ways: False)
+    with pytest.warns(UserWarning, match="no instructions for it: computing in float32"):
+        fast = compiled(fitted(SMALL)[0], weights=torch.bfloat16)
+    assert {p.dtype for p in fast.diffusion.network.parameters()} == {torch.float32}
 
 
 def test_what_does_not_compile_runs_eagerly_and_says_so(monkeypatch, capsys):

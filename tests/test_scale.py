@@ -262,6 +262,22 @@ def test_a_signal_ends_all_processes_and_the_run_goes_on(tmp_path, monkeypatch):
     assert logged[-1] == 1500
 
 
+def test_accelerate_launch_starts_the_same_training(tmp_path, monkeypatch):
+    """On the CPU of one machine it starts one process."""
+    pytest.importorskip(
+        "accelerate", reason="training by several processes needs accelerate: pip install 'poise[scale]'"
+    )
+    (tmp_path / "tiny.py").write_text(RECIPE)
+    train_tiny = ["train", str(tmp_path / "tiny.py"), "--training.steps", "30", "--out"]
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", "-m", "poise"]
+    done = subprocess.run([*launch, *train_tiny, tmp_path / "launched"], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", ["poise", *train_tiny, str(tmp_path / "alone")])
+    main()
+    found, alone = (load(tmp_path / name).state_dict() for name in ("launched", "alone"))
+    same(found, alone, 1e-6)
+
+
 def test_what_is_missing_or_wrong_is_explained(monkeypatch):
     found, windows = learner(dataclasses.replace(PLAIN, accumulate=33))
     with pytest.raises(

@@ -59,6 +59,22 @@ def test_a_policy_learns_a_conditional_bimodal_distribution(windows, bfloat16):
         assert 0.35 < (plans > 0).float().mean() < 0.65
 
 
+def test_without_instructions_for_bfloat16_a_training_says_so_and_is_in_float32(windows, monkeypatch):
+    few = dataclasses.replace(FAST, steps=3)
+    plain = weights(trained(windows, few))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True, "avx512_bf16": False})
+    with pytest.warns(UserWarning, match=r"no instructions for it: computing in float32"):
+        assert torch.equal(weights(trained(windows, dataclasses.replace(few, bfloat16=True))), plain)
+
+
+def test_with_instructions_for_bfloat16_a_training_uses_them(windows, monkeypatch):
+    few = dataclasses.replace(FAST, steps=3)
+    plain = weights(trained(windows, few))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    half = weights(trained(windows, dataclasses.replace(few, bfloat16=True)))
+    assert 0 < (half - plain).abs().max() < 0.1
+
+
 def test_a_training_is_compiled_when_it_is_asked_for(windows, monkeypatch):
     """The attempt, at which compilation happens, is a pass of the first step, and changes nothing of the training."""
     asked = []

@@ -20,6 +20,7 @@ from poise.cli.machine import machine
 from poise.cli.memory import peak_memory
 from poise.cli.running import SAMPLERS
 from poise.policies import DiffusionPolicy, compiled, load
+from poise.precision import has_bfloat16
 from poise.sampling import Sampler
 
 _WARM = 3  # plans before the first that counts
@@ -94,7 +95,8 @@ def bench(
         json: File for the figures.
 
     Raises:
-        ValueError: A policy that does not sample, a sampler that does not exist, or a number below 1.
+        ValueError: A policy that does not sample, a sampler that does not exist, a number below 1, or bfloat16 where
+            the device has no instructions for it.
     """
     policy = load(checkpoint)
     if not isinstance(policy, DiffusionPolicy):
@@ -102,6 +104,8 @@ def bench(
     numbers = (repeats, *grid.batches, *grid.threads, *grid.evaluations)
     if min(numbers) < 1 or not grid.batches:
         raise ValueError(f"bench got the numbers {numbers}, expected --repeats, --batches, ... of at least 1")
+    if ways.bfloat16 and not has_bfloat16(torch.device(device)):
+        raise ValueError(f"bench got --bfloat16 for a {device} without instructions for it: leave it out")
     policy, rows = policy.eval().to(device), []
     before = torch.get_num_threads()
     try:

@@ -19,6 +19,7 @@ from poise.policies.diffusion import DiffusionPolicy
 from poise.policies.graphs import Graphs
 from poise.policies.spec import PolicySpec
 from poise.policies.tried import tried
+from poise.precision import bfloat16
 from poise.typing import Actions, Observation, Times, Tokens
 
 # For the few rows of a plan PyTorch's own C++ templates take half the time of the libraries in float32, where they fit;
@@ -44,7 +45,8 @@ def compiled(
         policy: Fitted or loaded.
         batches: Numbers of robots that plan at once.
         weights: Of the network: `torch.float32`, or `torch.bfloat16`, which halves what every evaluation reads, and
-            rounds its matrix products to three digits.
+            rounds its matrix products to three digits; where the device has no instructions for it, they stay float32,
+            and a warning says so.
 
     Raises:
         ValueError: A feature without statistics, no batch size or one below 1, or weights of another type.
@@ -57,6 +59,8 @@ def compiled(
     policy.ready()
     fast = copy.deepcopy(policy).eval().requires_grad_(False)
     assert isinstance(fast.diffusion.network, Network)
+    if not bfloat16(weights == torch.bfloat16, fast.action_normaliser.scale.device):
+        weights = torch.float32
     network = _CompiledNetwork(fast.diffusion.network, weights)
     fast.diffusion.network = network
     if fast.action_normaliser.scale.device.type == "cuda":

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from poise.data import Batch, Windows
 from poise.draws import Draws
 from poise.policies import Policy
+from poise.precision import bfloat16
 from poise.training.allocation import keep_freed
 from poise.training.clock import Clock
 from poise.training.compiling import compiled
@@ -144,6 +145,7 @@ class _Step:
         self._learner, self._windows, self._order = learner, windows, Order(len(windows), spec.batch, spec.seed)
         self._generator, self.clock = torch.Generator(learner.device), Clock(learner.device)
         objective = Objective(learner.policy, loss, spec.mask_padding)
+        self._bfloat16 = bfloat16(spec.bfloat16, learner.device)
         learner.policy.forgetful = spec.forgetful
         if spec.compile:
             compiled(learner.policy, partial(self._attempt, objective))
@@ -179,7 +181,7 @@ class _Step:
 
     def _share(self, objective: nn.Module, batch: Batch, start: int, total: int) -> Tensor:
         """The loss of a batch whose rows are those from `start` on of `total`."""
-        with torch.autocast(self._learner.device.type, torch.bfloat16, enabled=self._learner.spec.bfloat16):
+        with torch.autocast(self._learner.device.type, torch.bfloat16, enabled=self._bfloat16):
             return objective(batch, self._draws(start, total))
 
     def _total(self, indices: Tensor) -> int:

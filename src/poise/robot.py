@@ -8,7 +8,8 @@
             wait_for_the_next_tick()
 
 It fails closed: an action is executed only while the observation that its plan began from is young enough, however the
-connection broke. No step waits for the network, which the thread of the client talks to.
+connection broke, and within the limits that the server tells. No step waits for the network, which the thread of the
+client talks to.
 """
 
 import itertools
@@ -24,7 +25,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.client import Client
+from poise.limits import ActionLimits, Guard
+from poise.watchdog import Hold, repeated
 
+_ONE = np.ones(1, bool)
+_PROTOCOL = {"age", "request_id", "reset"}  # what an observation may not be called
 _log = logging.getLogger("poise.client")
 
 
@@ -51,7 +56,10 @@ class Robot:
     A plan begins at the moment of its observation, so at age d seconds its action `round(d * rate)` is due. A new plan
     is asked for when `execute` actions of the last one are over, and at least twice within `max_age`; until it is there
     the last one goes on. The robot keeps the history of the policy itself, one observation a step, so it is whole
-    whatever gets lost on the way.
+    whatever gets lost on the way; after an observation that holds NaN or infinity it begins anew.
+
+    What is sent holds to the limits of the metadata of the server, over the seams of plans and after holds too. The
+    first action of an episode is held to the range alone: where the robot stands, nobody told.
 
     Args:
         client: The connection.
@@ -60,10 +68,13 @@ class Robot:
         patience: Seconds of holding after which `stop` is called, once. Then the robot holds until `reset`. Before its
             first action there is nothing to stop.
         stop: What brings the robot to rest for good.
+        hold: What its last action becomes while the robot holds, which the next one goes on from: `repeated`, or
+            `zeroed` for velocities.
         clock: Seconds.
 
     Attributes:
-        holds: Control steps held, by reason.
+        holds: Control steps held, by reason; those that nobody called `step` for, in time, count as such.
+        interventions: What the limits changed, as those of `poise.limits.Guard`.
         stopped: Whether `stop` was called since the last reset.
 
     Raises:
@@ -77,6 +88,7 @@ class Robot:
         max_age: float,
         patience: float = 1.0,
         stop: Callable[[], object] | None = None,
+        hold: Hold = repeated,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         if not (rate > 0 and patience > 0 and max_age * rate >= 1):
@@ -85,8 +97,8 @@ class Robot:
                 "max_age of at least one control step, 1 / rate"
             )
         self._client, self._rate, self._max_age, self._patience = client, rate, max_age, patience
-        self._stop, self._clock = stop, clock
-        self.holds = Counter[str]()
+        self._stop, self._hold_by, self._clock = stop, hold, clock
+        self.holds, self.interventions = Counter[str](), Counter[str]()
         self._clear()
 
     def reset(self) -> None:
@@ -103,17 +115,22 @@ class Robot:
         self._pending: tuple[Future[dict[str, Any]], float] | None = None
         self._seen: deque[Mapping[str, Any]] = deque(maxlen=1)
         self._held: float | None = None
+        self._guard: Guard | None = None
+        self._stepped: float | None = None
+        self._trouble = ""
 
-    def step(self, observation: Mapping[str, Any]) -> Step:
-        """One control step; never waits.
+    def step(self, observation: Mapping[str, Any], age: float = 0.0) -> Step:
+        """One control step; never waits, and raises nothing: whatever is wrong is logged, and ends in a hold.
 
         Args:
             observation: Of now: name -> `(...)`, as the metadata of the server say; it is copied.
+            age: Seconds since it was taken.
         """
         now = self._clock()
+        self._missed(now)
         self._remember(observation)
         self._collect(now)
-        self._request(now)
+        self._request(now - age)
         plan = self._plan
         if plan is None:
             return self._hold(now, None, "no plan yet")
@@ -128,10 +145,32 @@ class Robot:
         if self._held is not None:
             _log.warning("moving again after %.3f s of holding", now - self._held)
         self._held, self._acted = None, True
-        return Step(plan.actions[index], age)
+        return Step(self._within(plan.actions[index]), age)
+
+    def _within(self, action: NDArray[Any]) -> NDArray[Any]:
+        """What is sent of an action."""
+        if self._guard is None:
+            return action
+        self._guard.send(action[None], _ONE)
+        return self._guard.last[0].astype(action.dtype)
+
+    def _missed(self, now: float) -> None:
+        """Count the control steps that nobody called for: the robot stood meanwhile, or went on by itself."""
+        missed = 0 if self._stepped is None else round((now - self._stepped) * self._rate) - 1
+        self._stepped = now
+        if missed > 0:
+            self.holds["the step came late"] += missed
+            self._stand(missed)
+
+    def _stand(self, steps: int) -> None:
+        """Let the limits know of steps without an action; after three they remember nothing else."""
+        if self._guard is not None and self._guard.begun.all():
+            for _ in range(min(steps, 3)):
+                self._guard.hold(_ONE)
 
     def _hold(self, now: float, age: float | None, reason: str) -> Step:
         self.holds[reason] += 1
+        self._stand(1)
         if self._held is None:
             self._held = now
             _log.warning("holding: %s", reason)
@@ -146,6 +185,11 @@ class Robot:
         history = (self._client.metadata or {}).get("history", 1)
         if history != self._seen.maxlen:
             self._seen = deque(self._seen, maxlen=history)
+        broken = [name for name, values in observation.items() if not _finite(values)]
+        if broken:
+            self._seen.clear()
+            self._tell(f"the observation {broken[0]!r} holds NaN or infinity")
+            return
         self._seen.append({name: np.array(v) if isinstance(v, np.ndarray) else v for name, v in observation.items()})
 
     def _collect(self, now: float) -> None:
@@ -155,24 +199,48 @@ class Robot:
         if answer.done():
             self._pending = None
             try:
-                self._plan = _Plan(_actions(answer.result()), taken)
-            except (RuntimeError, ValueError, ConnectionError) as error:
-                _log.warning("no plan: %s", error)
+                self._take(_actions(answer.result()), taken)
+            except (RuntimeError, TypeError, ValueError, ConnectionError) as error:
+                self._tell(str(error))
         elif now - taken > self._max_age:
             answer.cancel()
             self._pending = None
 
-    def _request(self, now: float) -> None:
+    def _take(self, actions: NDArray[Any], taken: float) -> None:
+        """Go on along a plan, within the limits of the server that it came from."""
+        told = (self._client.metadata or {}).get("safety")
+        limits = None if told is None else ActionLimits(**told)
+        if limits is not None and len(limits.low) != actions.shape[1]:
+            raise ValueError(f"got a plan of {actions.shape[1]} dimensions for limits of {len(limits.low)}")
+        if limits is None:
+            self._guard = None
+        elif self._guard is None or self._guard.limits != limits:
+            self._guard = Guard(limits, 1, self._hold_by)
+            self._guard.interventions = self.interventions
+        self._plan, self._trouble = _Plan(actions, taken), ""
+
+    def _request(self, taken: float) -> None:
         metadata = self._client.metadata
-        if metadata is None or self._pending is not None:
+        if metadata is None or self._pending is not None or not self._seen:
             return
         every = min(metadata.get("execute", 2**31), max(1, int(self._max_age * self._rate / 2)))
-        if self._plan is None or (now - self._plan.taken) * self._rate > every - 0.5:
-            self._pending = self._client.ask(self._window(metadata.get("observations", {}))), now
+        if self._plan is None or (taken - self._plan.taken) * self._rate > every - 0.5:
+            try:
+                self._pending = self._client.ask(self._window(metadata.get("observations", {}))), taken
+            except (TypeError, ValueError, ConnectionError) as error:
+                self._tell(str(error))
+
+    def _tell(self, trouble: str) -> None:
+        """Log what is wrong, once until it changes or a plan comes."""
+        if trouble != self._trouble:
+            _log.warning("no plan: %s", trouble)
+        self._trouble = trouble
 
     def _window(self, features: Mapping[str, Any]) -> dict[str, Any]:
         """The history for the server: as many steps as have the same features, or one without that dimension."""
         newest = self._seen[-1]
+        if _PROTOCOL & newest.keys():
+            raise ValueError(f"got an observation named {min(_PROTOCOL & newest.keys())!r}, expected other names")
         rows = list(itertools.takewhile(lambda row: row.keys() == newest.keys(), reversed(self._seen)))[::-1]
         if self._seen.maxlen == 1:
             return dict(newest)
@@ -180,6 +248,12 @@ class Robot:
             name: np.stack([np.asarray(row[name]) for row in rows]) if name in features else value
             for name, value in newest.items()
         }
+
+
+def _finite(values: Any) -> bool:
+    """Whether numbers of an observation are; what is no number passes."""
+    array = np.asarray(values)
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def _actions(reply: Mapping[str, Any]) -> NDArray[Any]:

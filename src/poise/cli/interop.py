@@ -10,7 +10,7 @@ from poise.interop.foreign import import_policy as imported
 from poise.interop.lerobot_export import export_lerobot
 from poise.interop.onnx_export import export_onnx
 from poise.interop.program import Exported, export_torch
-from poise.policies import DiffusionPolicy, Policy, load
+from poise.policies import DiffusionPolicy, Policy, Safety, load_checkpoint
 
 
 def import_policy(
@@ -54,21 +54,23 @@ def export_policy(
             lerobot is a folder pretrained_model.
         sampling: How plans are sampled.
     """
-    print(_WRITERS[format](sampling.of(load(checkpoint)), destination))
+    found = load_checkpoint(checkpoint)
+    safety = Safety.of(found.notes) if "safety" in found.notes else None
+    print(_WRITERS[format](sampling.of(found.policy), destination, safety))
 
 
-def _lerobot(policy: Policy, destination: Path) -> str:
+def _lerobot(policy: Policy, destination: Path, safety: Safety | None) -> str:  # noqa: ARG001 (LeRobot keeps none)
     if not isinstance(policy, DiffusionPolicy):
         raise ValueError(f"got a {type(policy).__name__}, expected a DiffusionPolicy: LeRobot knows no other kind")
     return str(export_lerobot(policy, destination))
 
 
-def _onnx(policy: Policy, destination: Path) -> str:
-    return _told(export_onnx(policy, destination), "onnxruntime")
+def _onnx(policy: Policy, destination: Path, safety: Safety | None) -> str:
+    return _told(export_onnx(policy, destination, safety), "onnxruntime")
 
 
-def _torch(policy: Policy, destination: Path) -> str:
-    return _told(export_torch(policy, destination), "the program")
+def _torch(policy: Policy, destination: Path, safety: Safety | None) -> str:
+    return _told(export_torch(policy, destination, safety), "the program")
 
 
 def _told(exported: Exported, runner: str) -> str:

@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from poise.interop.program import NOISE, Exported, Program, compared, program
+from poise.limits import ActionLimits
 from poise.policies import Policy
 from poise.runtime import FORMAT, KEY, UNSEALED, Runtime
 
 
-def export_onnx(policy: Policy, path: str | Path) -> Exported:
+def export_onnx(policy: Policy, path: str | Path, safety: ActionLimits | None = None) -> Exported:
     """Write a policy as one ONNX file, once onnxruntime's plans are found to be those of the policy.
 
     Its inputs are the observation histories by their names, `noise` `(B, horizon, action)` and, for stochastic
@@ -29,6 +30,7 @@ def export_onnx(policy: Policy, path: str | Path) -> Exported:
     Args:
         policy: See `program`.
         path: A file, by custom `.onnx`; it is replaced.
+        safety: Limits of what may be sent, which are told in the metadata: `Runtime.facts["safety"]`.
 
     Raises:
         ImportError: The extra `onnx` is missing.
@@ -37,7 +39,7 @@ def export_onnx(policy: Policy, path: str | Path) -> Exported:
     missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if importlib.util.find_spec(name) is None]
     if missing:
         raise ImportError(f"export to ONNX needs {missing} of the extra 'onnx': pip install 'poise[onnx]'")
-    made, path = program(policy), Path(path)
+    made, path = program(policy)._replace(safety=safety), Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

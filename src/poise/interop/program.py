@@ -9,13 +9,14 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from poise.limits import ActionLimits
 from poise.policies import Absolute, DiffusionPolicy, Policy, PolicySpec
 from poise.policies.saving import digest
 from poise.sampling import Grid, Sampler
@@ -39,11 +40,13 @@ class Program(NamedTuple):
         policy: The policy in float32 on the CPU, with its own code: what the program is compared with.
         exported: The program, `(observation, *noise) -> plan`, for any batch.
         draws: How often a plan asks for noise, counted.
+        safety: Limits of what may be sent, which whoever runs the program must keep.
     """
 
     policy: Policy
     exported: torch.export.ExportedProgram
     draws: int
+    safety: ActionLimits | None = None
 
     def facts(self) -> dict[str, Any]:
         """What there is to know beside the program, as JSON data.
@@ -59,6 +62,7 @@ class Program(NamedTuple):
             "execute": spec.execute,
             "action": spec.action,
             "limits": _limits(self.policy),
+            "safety": None if self.safety is None else asdict(self.safety),
             "draws": self.draws,
             "noise": list(NOISE[: self.draws]),
             "type": type(self.policy).__name__,
@@ -119,7 +123,7 @@ def program(policy: Policy) -> Program:
     return Program(policy, exported, draws)
 
 
-def export_torch(policy: Policy, path: str | Path) -> Exported:
+def export_torch(policy: Policy, path: str | Path, safety: ActionLimits | None = None) -> Exported:
     """Write a policy as a program of `torch.export`, once its plans are found to be those of the policy.
 
     It runs without poise, in PyTorch; what `Program.facts` tells lies beside it:
@@ -130,6 +134,7 @@ def export_torch(policy: Policy, path: str | Path) -> Exported:
     Args:
         policy: See `program`.
         path: A file that ends in `.pt2`; it is replaced.
+        safety: Limits of what may be sent, which are told among the facts.
 
     Raises:
         ValueError: As `program`, another ending, or plans that differ by more than 1e-5 of their range.
@@ -137,7 +142,7 @@ def export_torch(policy: Policy, path: str | Path) -> Exported:
     path = Path(path)
     if path.suffix != ".pt2":
         raise ValueError(f"export_torch got {path}, expected a file that ends in .pt2, as torch.export asks")
-    made = program(policy)
+    made = program(policy)._replace(safety=safety)
     difference = compared(made, lambda observation, noise: made.exported.module()(observation, *noise))
     aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,22 +1,4 @@
-r"""Limits of what leaves for the robot: range, change, acceleration and jerk of every dimension of an action.
-
-With the differences $v_k = a_k - a_{k-1}$ of what was sent, a robot that begins at rest at its first action, and the
-units of the data a control step, every action holds to
-
-$$ l \le a_k \le h, \qquad |v_k| \le c, \qquad |v_k - v_{k-1}| \le b, \qquad |v_k - 2 v_{k-1} + v_{k-2}| \le j $$
-
-as far as they allow each other; where they do not, range goes before change before acceleration before jerk, and to
-brake goes before jerk. For a robot that is commanded by velocities the change of an action is its acceleration, and so
-on.
-
-An action within all limits is sent as it is. Any other is approached, and so are those after it until one is reached,
-by no more than lets the robot brake in time:
-
-$$ v = \max \{ u : u + (u - b)^+ + (u - 2 b)^+ + \dots \le d \}, $$
-
-d being the way to it. Without that, the steps that a limit on acceleration allows would carry a robot past an action
-that stays, back, and past it again without end.
-"""
+"""Limits of what leaves for the robot, from its demonstrations, and controllers that keep them; see `poise.limits`."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -28,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from poise.data.mapped import relieve
+from poise.limits import ActionLimits, Guard, counted
 from poise.plain import from_plain, to_plain
 from poise.policies.control import Controller
 from poise.policies.memory import Age, Mask, Seeds, Seen
@@ -38,35 +21,8 @@ _NOTE = "safety"
 
 
 @dataclass(frozen=True)
-class Safety:
-    """Limits of every dimension of an action, in the units of the data.
-
-    Attributes:
-        low: Smallest action.
-        high: Largest action.
-        change: Largest difference to the action before; None is no limit.
-        acceleration: Largest change of that difference; None is no limit.
-        jerk: Largest change of the acceleration; None is no limit.
-
-    Raises:
-        ValueError: Limits of unequal numbers, not finite, not positive, or a range that is empty.
-    """
-
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    change: tuple[float, ...] | None = None
-    acceleration: tuple[float, ...] | None = None
-    jerk: tuple[float, ...] | None = None
-
-    def __post_init__(self) -> None:
-        rates = [limit for limit in (self.change, self.acceleration, self.jerk) if limit is not None]
-        same = len({len(limit) for limit in (self.low, self.high, *rates)}) == 1
-        positive = all(0 < bound < np.inf for limit in rates for bound in limit)
-        if not (same and positive and all(-np.inf < a <= b < np.inf for a, b in zip(self.low, self.high, strict=True))):
-            raise ValueError(
-                f"got {self}, expected finite numbers, one a dimension of the action in every limit: low <= high, and "
-                "the others above 0"
-            )
+class Safety(ActionLimits):
+    """Limits that are taken from demonstrations, and kept in the notes of a checkpoint."""
 
     @classmethod
     def fit(
@@ -132,53 +88,6 @@ class Safety:
         """The note of a checkpoint that `of` reads."""
         return {_NOTE: to_plain(self)}
 
-    def limit(
-        self, wanted: NDArray, past: NDArray, behind: NDArray[np.bool_]
-    ) -> tuple[NDArray[np.float64], dict[str, NDArray[np.bool_]]]:
-        """The actions to send in place of those that are wanted.
-
-        Args:
-            wanted: `(robots, action)`, finite.
-            past: The last three actions that were sent, oldest first, `(robots, 3, action)`.
-            behind: Where the last one was not what was wanted, `(robots, action)`; see `behind`.
-
-        Returns:
-            The actions, and by name of each limit which robots it changed the action of, `(robots,)`.
-        """
-        wanted, past = np.asarray(wanted, np.float64), np.asarray(past, np.float64)
-        last, before = past[:, 2], np.diff(past, axis=1)
-        v, v1, held = wanted - last, before[:, 1], 2 * before[:, 1] - before[:, 0]
-        c, b, j = (
-            np.inf if limit is None else np.array(limit) for limit in (self.change, self.acceleration, self.jerk)
-        )
-        broken: dict[str, NDArray[np.bool_]] = {
-            "range": (wanted < self.low) | (wanted > self.high),
-            "change": np.abs(v) > c,
-            "acceleration": np.abs(v - v1) > b,
-            "jerk": np.abs(v - held) > j,
-        }
-        way = wanted.clip(self.low, self.high) - last
-        towards = np.sign(way)
-        # Of jerk only what speeds a robot up is limited: it must be free to brake.
-        step = towards * np.minimum(_braking(np.abs(way), b), (towards * held + j).clip(0))
-        sent = (last + step.clip(v1 - b, v1 + b).clip(-c, c)).clip(self.low, self.high)
-        over = np.logical_or.reduce(list(broken.values()))
-        sent = np.where(over | behind, sent, wanted)
-        broken["acceleration"] |= ~over & (sent != wanted)  # to brake in time
-        return sent, {name: np.asarray(where.any(1)) for name, where in broken.items()}
-
-    def behind(self, sent: NDArray, wanted: NDArray) -> NDArray[np.bool_]:
-        """Where what was sent is not what was wanted, but for rounding, `(robots, action)`."""
-        rounding = 1e-12 * np.subtract(self.high, self.low)
-        return np.asarray(np.abs(sent - wanted) > 1e-6 * np.abs(wanted) + rounding)
-
-
-def _braking(way: NDArray, b: NDArray | float) -> NDArray:
-    """The largest step from which a robot can brake within the way: n b + r with the most whole n that fit."""
-    finite = np.where(np.isfinite(b), b, 1.0)
-    n = np.where(np.isfinite(b), np.floor((np.sqrt(1 + 8 * way / finite) - 1) / 2), 0)
-    return (way + finite * n * (n + 1) / 2) / (n + 1)
-
 
 class Safe:
     """Any controller, whose actions leave within limits; a `Controller`.
@@ -197,12 +106,10 @@ class Safe:
             `jerk`. A step may count under several.
     """
 
-    def __init__(self, controller: Controller, safety: Safety, hold: Hold) -> None:
-        self._controller, self._safety, self._hold, self.robots = controller, safety, hold, controller.robots
-        self._past = np.zeros((self.robots, 3, len(safety.low)), np.float32)
-        self._behind = np.zeros(self._past[:, 0].shape, bool)
-        self._begun, self._rejected = np.zeros(self.robots, bool), np.zeros(self.robots, bool)
-        self.interventions: Counter[str] = Counter()
+    def __init__(self, controller: Controller, safety: ActionLimits, hold: Hold) -> None:
+        self._controller, self.robots = controller, controller.robots
+        self._guard, self._rejected = Guard(safety, self.robots, hold), np.zeros(self.robots, bool)
+        self.interventions = self._guard.interventions
 
     @property
     def fresh(self) -> NDArray[np.bool_]:
@@ -213,8 +120,8 @@ class Safe:
         """Reset the controller, and forget what was sent."""
         self._controller.reset(seeds, which)
         chosen = slice(None) if which is None else which
-        self._begun[chosen] = self._rejected[chosen] = False
-        self._behind[chosen] = False
+        self._guard.reset(chosen)
+        self._rejected[chosen] = False
 
     def act(self, observation: Seen, which: Mask = None, age: Age = None) -> NDArray[np.float32]:
         """The actions of the controller, within the limits; see `Controller.act`.
@@ -223,41 +130,39 @@ class Safe:
             ValueError: The first action after a reset is not finite, so that there is nothing to hold, or has another
                 number of dimensions than the limits.
         """
-        wanted = self._controller.act(observation, which, age)
-        if wanted.shape != self._past[:, 0].shape:
+        wanted, guard = self._controller.act(observation, which, age), self._guard
+        if wanted.shape != guard.last.shape:
             raise ValueError(
-                f"Safe got actions of shape {wanted.shape} and limits of {self._past.shape[2]} dimensions, expected as "
+                f"Safe got actions of shape {wanted.shape} and limits of {guard.last.shape[1]} dimensions, expected as "
                 "many: take the limits of this policy's own demonstrations"
             )
         active = np.ones(self.robots, bool) if which is None else np.asarray(which, bool)
         finite = np.isfinite(wanted).all(1)
         self._rejected = np.where(active, ~finite | (self._rejected & ~self.fresh), self._rejected)
-        begins = active & ~self._begun
-        if (begins & ~finite).any():
+        nothing = active & ~guard.begun & ~finite
+        if nothing.any():
             raise ValueError(
-                f"the first action of robot {np.flatnonzero(begins & ~finite)[0]} holds NaN or infinity, expected "
+                f"the first action of robot {np.flatnonzero(nothing)[0]} holds NaN or infinity, expected "
                 "finite numbers: there is no action before it to hold, so repair the policy before the robot moves"
             )
-        self._past[begins] = wanted[begins, None].clip(self._safety.low, self._safety.high)
-        self._begun |= active
-        moves, holds = active & ~self._rejected, active & self._rejected
-        sent = self._past[:, 2].copy()
-        sent[moves], broken = self._safety.limit(wanted[moves], self._past[moves], self._behind[moves])
-        sent[holds] = self._hold(sent[holds])
-        self._behind[active] = self._safety.behind(sent[active], wanted[active])
-        self._past[active] = np.concatenate([self._past[active, 1:], sent[active, None]], axis=1)
-        self.interventions.update(_counted({"steps": active, "rejected": holds, **broken}))
-        return sent
+        held = active & self._rejected
+        guard.send(wanted, active & ~self._rejected)
+        guard.hold(held)
+        self.interventions.update(counted({"steps": held, "rejected": held}))
+        return guard.last
 
 
-def limited(plans: NDArray, safety: Safety, past: NDArray | None = None) -> tuple[NDArray[np.float32], Counter[str]]:
+def limited(
+    plans: NDArray, safety: ActionLimits, past: NDArray | None = None
+) -> tuple[NDArray[np.float32], Counter[str]]:
     """Plans within limits, for a server that hands out whole ones.
 
     Args:
         plans: `(B, planned, action)`, or one `(planned, action)`.
         safety: The limits.
         past: The last three actions that were sent, oldest first, `(B, 3, action)` or `(3, action)`, where the robot
-            goes on from them at index 0; None begins at rest at the first action of the plan.
+            goes on from them at index 0. None takes it that the robot already moves as the plan begins, for a plan
+            tells nothing of what was sent before it; `poise.robot.Robot` holds to the limits what it sends.
 
     Returns:
         The plans, and counts of what was changed, as `Safe.interventions` has them.
@@ -272,19 +177,24 @@ def limited(plans: NDArray, safety: Safety, past: NDArray | None = None) -> tupl
             f"{'all' if np.isfinite(rows).all() else 'some not'} finite, expected finite plans of these dimensions: "
             "reject the whole plan, and hold the robot until another one comes"
         )
-    begin = rows[:, :1].repeat(3, 1).clip(safety.low, safety.high) if past is None else past
+    begin = _moving(rows, safety) if past is None else past
     sent, done = np.array(begin, np.float64).reshape(-1, 3, rows.shape[2]), Counter[str]()
     behind = np.zeros(rows[:, 0].shape, bool)
     for index in range(rows.shape[1]):
         action, broken = safety.limit(rows[:, index], sent[:, -3:], behind)
         behind = safety.behind(action, rows[:, index])
         sent = np.concatenate([sent, action[:, None]], axis=1)
-        done.update(_counted({"steps": np.ones(len(rows), bool), **broken}))
+        done.update(counted({"steps": np.ones(len(rows), bool), **broken}))
     return sent[:, 3:].reshape(np.shape(plans)).astype(np.float32), done
 
 
-def _counted(where: Mapping[str, NDArray[np.bool_]]) -> dict[str, int]:
-    return {name: int(robots.sum()) for name, robots in where.items() if robots.any()}
+def _moving(rows: NDArray, safety: ActionLimits) -> NDArray:
+    """Three actions before each plan that go on into it at the speed of its first step, as far as that is allowed."""
+    first = rows[:, :1].clip(safety.low, safety.high)
+    step = np.diff(rows[:, :2].clip(safety.low, safety.high), axis=1) if rows.shape[1] > 1 else np.zeros_like(first)
+    if safety.change is not None:
+        step = step.clip(np.negative(safety.change), safety.change)
+    return first - step * np.array([3.0, 2.0, 1.0])[:, None]
 
 
 __all__ = ["Safe", "Safety", "limited"]

@@ -1,15 +1,23 @@
 """Millions of broken messages: does the decoder ever raise anything but its own error, hang, or keep memory?
 
     python benchmarks/wire_fuzz.py --messages 2000000 --live 20000
+    python benchmarks/wire_fuzz.py --messages 1000 --live 1000000 --raw 0.01     # for hours
 
 Messages are mutated on the level of bytes (flips, cuts, copies, lengths and other bytes of msgpack) and of values
 (types, shapes, keys and sizes of arrays, nesting), and each is decoded; the same seed gives the same messages. Then
 some more of them, and some bytes that are no WebSocket at all, go to a live server, which must answer each within a
-second, keep its memory, and serve a valid client afterwards. The last line is JSON; the exit status is 1 if a target is
-missed. Memory is compared with that after the first thousand messages.
+second, keep its memory, and serve a valid client afterwards. A connection is kept until the server ends it, as it does
+at every error, so what a message that was understood leaves behind meets the next ones. The last line is JSON; the exit
+status is 1 if a target is missed. Memory is compared with that after the first thousand messages.
+
+With `--atheris FOLDER` the messages are made by atheris (`pip install atheris`), which seeks branches of the decoder
+that none has reached, and are decoded alone. The folder keeps those that reached one, and, as `found-...`, one that
+raises anything else or hangs, which ends the program.
 """
 
 import argparse
+import importlib
+import inspect
 import json
 import random
 import re
@@ -18,7 +26,8 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -26,8 +35,9 @@ import msgpack
 import numpy as np
 from serving_driver import ACTION, STATE, server
 from websockets.exceptions import ConnectionClosed
-from websockets.sync.client import connect
+from websockets.sync.client import ClientConnection, connect
 
+from poise import wire
 from poise.cli.memory import resident
 from poise.wire import DecodeError, pack, unpack
 
@@ -187,36 +197,86 @@ def decode(count: int, seed: int) -> dict[str, Any]:
     return {"messages": count, "seconds": seconds, "slowest_s": slowest, "growth_mib": growth, "kinds": common}
 
 
-def tried(uri: str, message: bytes, raw: bool) -> tuple[str, float]:
-    """What a server does with a message, or with bytes that are no WebSocket, and in how many seconds."""
+def explored(count: int, seed: int, folder: Path) -> None:
+    """Decode so many messages that atheris makes, which ends the program by itself."""
+    try:
+        atheris = importlib.import_module("atheris")
+    except ImportError:
+        sys.exit("--atheris needs a package that poise does not ask for: pip install atheris")
+
+    def one(message: bytes) -> None:
+        with suppress(DecodeError):
+            unpack(message)
+
+    for function in vars(wire).values():
+        if inspect.isfunction(function) and function.__module__ == wire.__name__:
+            atheris.instrument_func(function)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, value in enumerate(SEEDS[:-1]):
+        (folder / f"seed-{number}").write_bytes(pack(value))
+    limits = f"-runs={count}", f"-seed={seed + 1}", "-timeout=10", "-max_len=4096"
+    atheris.Setup([sys.argv[0], *limits, f"-artifact_prefix={folder}/found-", str(folder)], one)
+    atheris.Fuzz()
+
+
+def thrown(uri: str, message: bytes) -> tuple[str, float]:
+    """Bytes that are no WebSocket, and how many seconds a server takes to be done with them."""
     address, begin = urlsplit(uri), time.perf_counter()
-    if raw:
-        with socket.create_connection((address.hostname, address.port), timeout=10) as plain, suppress(OSError):
-            plain.sendall(message + b"\r\n\r\n")
-            plain.shutdown(socket.SHUT_WR)
-            plain.recv(4096)
-        return "raw", time.perf_counter() - begin
-    with connect(uri, compression=None, proxy=None, max_size=None) as connection:
-        connection.recv(timeout=10)
+    with socket.create_connection((address.hostname, address.port), timeout=10) as plain, suppress(OSError):
+        plain.sendall(message + b"\r\n\r\n")
+        plain.shutdown(socket.SHUT_WR)
+        plain.recv(4096)
+    return "raw", time.perf_counter() - begin
+
+
+class Kept:
+    """A connection to a server, made anew whenever the server has ended it.
+
+    Attributes:
+        made: How many there were.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.made, self._uri, self._open = 0, uri, ExitStack()
+        self._connection: ClientConnection | None = None
+
+    def tried(self, message: bytes) -> tuple[str, float]:
+        """What the server does with a message, and in how many seconds."""
+        if self._connection is None:
+            connecting = connect(self._uri, compression=None, proxy=None, max_size=None)
+            self._connection = self._open.enter_context(connecting)
+            self._connection.recv(timeout=10)
+            self.made += 1
         begin = time.perf_counter()
-        connection.send(message)
         try:
-            reply = connection.recv(timeout=10)
+            self._connection.send(message)
+            reply = self._connection.recv(timeout=10)
+            kind = "planned" if isinstance(reply, bytes) else "refused"
         except ConnectionClosed as error:
-            return f"closed {error.rcvd and error.rcvd.code}", time.perf_counter() - begin
-        return "planned" if isinstance(reply, bytes) else "refused", time.perf_counter() - begin
+            kind = f"closed {error.rcvd and error.rcvd.code}"
+        seconds = time.perf_counter() - begin
+        if kind != "planned":  # an error, after which the server closes
+            self.close()
+        return kind, seconds
+
+    def close(self) -> None:
+        """End the connection, where there is one."""
+        self._connection = None
+        self._open.close()
 
 
-def live(count: int, seed: int) -> dict[str, Any]:
-    """Send so many messages to a server; a valid client is served afterwards."""
+def live(count: int, seed: int, raw: float) -> dict[str, Any]:
+    """Send so many messages to a server, some of them raw; a valid client is served afterwards."""
     kinds, slowest, source, draw = Counter[str](), (0.0, ""), messages(seed + 1), random.Random(seed)
     with server("--evaluations", "1") as (uri, process):
-        before = resident(process=process)
+        before, kept = resident(process=process), Kept(uri)
         for number in range(count):
-            kind, seconds = tried(uri, next(source), draw.random() < 0.2)
+            message = next(source)
+            kind, seconds = thrown(uri, message) if draw.random() < raw else kept.tried(message)
             kinds[kind], slowest = kinds[kind] + 1, max(slowest, (seconds, kind))
             if number == min(_SETTLED, count - 1):
                 before = resident(process=process)
+        kept.close()
         with connect(uri, compression=None, proxy=None) as connection:
             connection.recv(timeout=10)
             connection.send(pack(VALID))
@@ -224,7 +284,7 @@ def live(count: int, seed: int) -> dict[str, Any]:
             served = isinstance(reply, bytes) and unpack(reply)["actions"].shape[1] == ACTION
         growth = resident(process=process) - before
     figures = {"messages": count, "slowest_s": slowest[0], "slowest": slowest[1], "growth_mib": growth}
-    return figures | {"kinds": dict(kinds), "served": served}
+    return figures | {"connections": kept.made, "kinds": dict(kinds), "served": served}
 
 
 def main() -> None:
@@ -232,11 +292,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--messages", type=int, default=2_000_000)
     parser.add_argument("--live", type=int, default=20_000)
+    parser.add_argument("--raw", type=float, default=0.2, help="share of live messages that are no WebSocket")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--atheris", type=Path, help="folder for the messages of atheris; nothing else is done")
     arguments = parser.parse_args()
+    if arguments.atheris:
+        explored(arguments.messages, arguments.seed, arguments.atheris)
     results = {"seed": arguments.seed, "decoded": decode(arguments.messages, arguments.seed)}
     print("decoded ", results["decoded"], flush=True)
-    results["live"] = live(arguments.live, arguments.seed)
+    results["live"] = live(arguments.live, arguments.seed, arguments.raw)
     print("live    ", results["live"])
     good = results["live"]["served"] and all(
         part["slowest_s"] < HANG and part["growth_mib"] < GROWTH for part in (results["decoded"], results["live"])

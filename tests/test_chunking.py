@@ -1,14 +1,21 @@
 """Real-time chunking against closed forms, the paper's loop and, where POISE_PEERS names a venv, LeRobot's own."""
 
+import dataclasses
+import importlib
+import itertools
 import math
 import os
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from test_control import HORIZON, at, identity, small
+from test_networks import NETWORKS
 
+from poise.evaluation import Interval
+from poise.evaluation.paired import rate_difference
 from poise.guidance import clipped, vjp
 from poise.guidance import identity as same
 from poise.nn import MLP
@@ -164,10 +171,15 @@ def test_plans_begin_as_the_last_one_goes_on(schedule, sampler):
     assert (plans[:, 3:5] - known[:, :2]).square().mean() < 0.4 * known[:, :2].square().mean()
 
 
+@pytest.mark.parametrize("network", NETWORKS, ids=lambda n: type(n).__name__)
 @pytest.mark.parametrize("prediction", [Epsilon(), Clean(), Velocity(), Flow()], ids=lambda p: type(p).__name__)
-def test_every_prediction_has_the_true_jacobian(prediction):
+def test_every_prediction_has_the_true_jacobian(prediction, network):
     """That of a network, by central differences."""
-    policy = small(schedule=VPCosine(), prediction=prediction).double()
+    spec = PolicySpec({"x": (1,)}, 2, horizon=HORIZON, execute=3, network=network, schedule=VPCosine(), bound=None)
+    policy = DiffusionPolicy(dataclasses.replace(spec, prediction=prediction)).double().eval()
+    identity(policy)
+    for parameter, seed in zip(policy.parameters(), itertools.count()):  # gates begin at zero
+        parameter.data = 0.3 * draw(*parameter.shape, seed=seed)
     denoise = policy.denoiser({"x": torch.full((1, 2, 1), 0.3, dtype=DOUBLE)})
     x, y, w = draw(1, HORIZON, 2), draw(1, HORIZON, 2, seed=1), torch.rand(1, HORIZON, dtype=DOUBLE)
     with torch.no_grad():
@@ -292,6 +304,31 @@ def test_shapes_and_weights_that_do_not_fit_are_refused():
         chunked(denoise, schedule, y, torch.ones(2, 8), -1)
     with pytest.raises(ValueError, match="got fade=-1, expected actions, 0 or more"):
         Chunking(fade=-1)
+
+
+def test_the_benchmark_sets_every_row_beside_plain_switching(monkeypatch):
+    """Seed by seed: of 8, 3 are won and 1 is lost. Without plain switching of that delay there is nothing to say."""
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
+    realtime = importlib.import_module("realtime")
+
+    def row(controller, delay, won, seam):
+        found = {name: Interval(seam, seam, seam) for name in realtime.COLUMNS}
+        return {"controller": controller, "delay": delay, "won": won, "held": 0.0, "ms": 1.0, **found}
+
+    plain = row(realtime.PLAIN, 2, [1, 1, 1, 1, 0, 0, 0, 0], 2.0)
+    guided = row("chunking, vjp", 2, [1, 1, 1, 0, 1, 1, 1, 0], 1.5)
+    others = row(realtime.PLAIN, 0, [0] * 8, 1.0), row("ensemble", 2, [0] * 8, 1.0)
+    got = realtime.compared([others[0], plain, others[1], guided])
+    beside = got["against_plain"]
+    assert beside == {"success": rate_difference(guided["won"], plain["won"]), "jump": 0.75, "seam": 0.75}
+    assert beside["success"].value == 0.25
+    assert "| +25.0% | " in realtime.line(got)
+    assert realtime.line(got).endswith(" | 0.75 | 0.75 |")
+    for alone in ([plain], [others[0], guided], [others[1], guided]):
+        assert "against_plain" not in realtime.compared(alone)
+        assert realtime.line(alone[-1]).count("|") == realtime.HEAD.splitlines()[0].count("|")
+    without = realtime.compared([plain | {"seam": None, "jump": Interval(0.0, 0.0, 0.0)}, guided])
+    assert without["against_plain"].keys() == {"success"}
 
 
 PEER = """

@@ -7,7 +7,7 @@ from test_control import HORIZON, at, small
 from poise.policies import Asynchronous, Candidate, Deadline, afresh, simulated
 from poise.policies.carriers import Late
 from poise.policies.deadline import Punctuality
-from poise.sampling import DDIM, DPMSolverPP
+from poise.sampling import DDIM, AdaptiveDPMSolver, DPMSolverPP, Listed, Restart, UniformTime
 from poise.watchdog import repeated
 
 BEST, GOOD, FAST = (DPMSolverPP(), 10), (DDIM(), 5), (DDIM(), 2)
@@ -83,6 +83,42 @@ def test_what_does_not_fit_is_refused():
     for more in ({"rate_hz": 0}, {"candidates": ()}, {"steps": 0}, {"margin": 1.0}, {"patience": 0}):
         with pytest.raises(ValueError, match="expected a rate above 0, one candidate"):
             deadline(Machine(), **more)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "grid", "evaluations", "expected"),
+    [
+        (DDIM(), UniformTime(), 10, [10, 5, 2, 1]),
+        (DDIM(), UniformTime(), 1, [1]),
+        (Restart(), UniformTime(), 10, [10, 5]),
+        (DDIM(), Listed(((1.0, 0.4, 0.2, 0.1, 0.0), (1.0, 0.0))), 4, [4, 1]),
+        (AdaptiveDPMSolver(), UniformTime(), 10, [10]),
+    ],
+    ids=["all", "one", "Restart", "Listed", "adaptive"],
+)
+def test_by_default_the_evaluations_are_halved_as_far_as_they_can_be_spent(sampler, grid, evaluations, expected):
+    machine, policy = Machine(), small(sampler=sampler, grid=grid, evaluations=evaluations)
+    chosen = Deadline(policy, 1.0, way=machine.way, clock=machine.clock)
+    assert chosen.candidate == Candidate(sampler, evaluations)
+    np.testing.assert_allclose(chosen.seconds, [0.01 * count for count in expected])
+
+
+def test_a_policy_whose_budget_cannot_be_spent_has_no_candidate():
+    machine = Machine()
+    with pytest.raises(ValueError, match="0 candidates"):
+        Deadline(small(sampler=Restart(), evaluations=3), 1.0, way=machine.way, clock=machine.clock)
+
+
+def test_every_late_plan_is_a_warning(caplog):
+    """Of 133.3 ms the best takes 150, the good one 75 and then 300."""
+    machine = Machine()
+    chosen = deadline(machine)
+    plans(machine, chosen, 2, 1.5)
+    plans(machine, chosen, 1, 6.0)
+    assert [(record.levelname, record.getMessage()) for record in caplog.records] == [
+        ("WARNING", "a plan took 150.0 ms of at most 133.3, by DPMSolverPP with 10 evaluations"),
+        ("WARNING", "a plan took 300.0 ms of at most 133.3, by DDIM with 5 evaluations"),
+    ]
 
 
 def test_what_was_late_is_counted_and_made_faster():

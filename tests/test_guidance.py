@@ -2,10 +2,11 @@ import math
 
 import pytest
 import torch
+from test_networks import NETWORKS
 
 from poise.denoisers import Diffusion, Gaussian, Mixture
 from poise.guidance import classified, clipped, guided, identity, inpainted, prefixed, steered, thresholded, vjp
-from poise.nn import MLP, UNet1D
+from poise.nn import MLP
 from poise.policies import DiffusionPolicy, PolicySpec
 from poise.predictions import Epsilon
 from poise.sampling import DDIM, UniformTime, gaussian, per_sample, sample
@@ -303,7 +304,7 @@ by_guidance = pytest.mark.parametrize("name", GUIDED)
 
 
 @by_guidance
-@pytest.mark.parametrize("spec", [MLP(width=16, depth=1, condition=8), UNet1D(channels=(8, 16))], ids=["MLP", "UNet1D"])
+@pytest.mark.parametrize("spec", NETWORKS, ids=lambda spec: type(spec).__name__)
 @pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
 def test_guidance_works_without_gradients_around_it(name, spec, context):
     """Also with a network whose tokens, and a target that, were made in inference mode, as in `Policy.plan`."""

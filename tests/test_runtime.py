@@ -210,5 +210,5 @@ def test_files_that_are_no_policy_or_changed_are_refused(path, tmp_path):
 
 def test_the_extra_is_named_where_onnxruntime_is_missing(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ImportError, match=r"need onnxruntime: pip install onnxruntime, or 'poise\[onnx\]'"):
+    with pytest.raises(ImportError, match=r"need onnxruntime: pip install onnxruntime, or 'poise\[runtime\]'"):
         Runtime(path)

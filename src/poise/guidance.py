@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
 from poise.schedules import Schedule
@@ -42,7 +43,9 @@ def vjp(denoise: Denoiser, x: Tensor, t: float) -> tuple[Tensor, Callable[[Tenso
     nested = torch.is_grad_enabled() and x.requires_grad
     # The clones cost time, and break up a compiled graph: only where there may be something to clone.
     captured = _NormalTensors() if torch.is_inference_mode_enabled() else nullcontext()
-    with torch.inference_mode(False), torch.enable_grad(), captured:
+    # Of the kernels of attention only that of plain products has second derivatives.
+    kernels = sdpa_kernel(SDPBackend.MATH) if nested else nullcontext()
+    with torch.inference_mode(False), torch.enable_grad(), captured, kernels:
         leaf = x if nested else x.detach().clone().requires_grad_()
         x0 = denoise(leaf, t)
     if not x0.requires_grad:

@@ -1,4 +1,4 @@
-"""Exported policies on a robot with numpy and onnxruntime alone (extra `onnx`): neither PyTorch nor poise is needed.
+"""Exported policies on a robot with numpy and onnxruntime alone (extra `runtime`): neither PyTorch nor poise is needed.
 
 This file imports nothing of poise, so a robot needs it and the one file of `poise export POLICY OUT --format onnx`:
 
@@ -239,7 +239,7 @@ def _library() -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise ImportError("exported policies need onnxruntime: pip install onnxruntime, or 'poise[onnx]'") from error
+        raise ImportError("exported policies need onnxruntime: pip install onnxruntime, or 'poise[runtime]'") from error
     return onnxruntime
 
 

@@ -51,7 +51,8 @@ class Asynchronous:
     one is begun.
 
     A robot without any plan has nothing to go on along: its first `act` after a reset waits for its first plan. Call it
-    before the control loop begins. `reset` waits for the plan that is under way, and forgets it.
+    before the control loop begins. `reset` waits for the plan that is under way, and forgets it. Both hold up all
+    robots of the controller, which act in one call: robots that are reset at different times want a controller each.
 
     Args:
         policy: Any policy.

@@ -61,13 +61,11 @@ def compiled(
     assert isinstance(fast.diffusion.network, Network)
     if not bfloat16(weights == torch.bfloat16, fast.action_normaliser.scale.device):
         weights = torch.float32
-    network = _CompiledNetwork(fast.diffusion.network, weights)
-    fast.diffusion.network = network
+    network = fast.diffusion.network = _CompiledNetwork(fast.diffusion.network, weights)
     if fast.action_normaliser.scale.device.type == "cuda":
         fast.loop = Graphs(batches)
         return fast
-    encoder = _CompiledEncoder(fast.encoder)
-    fast.encoder = encoder
+    encoder = fast.encoder = _CompiledEncoder(fast.encoder)
 
     def attempt(way: dict[str, Any]) -> None:
         from torch._inductor import config  # a second of imports that only this needs

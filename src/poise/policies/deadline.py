@@ -1,7 +1,9 @@
 """Plans in time: the best way of sampling that the control period allows, and fewer evaluations when one was late."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -10,8 +12,10 @@ import numpy as np
 from poise.policies.carriers import Plans, Request, Way, afresh
 from poise.policies.diffusion import DiffusionPolicy
 from poise.policies.policy import Policy
+from poise.policies.spec import PolicySpec
 from poise.sampling import Sampler, per_sample
 
+_log = logging.getLogger("poise.policies")
 _WARM, _TIMED = 3, 20  # plans at the start, a candidate
 _PATIENCE = 16  # times the patience that a candidate which was late again and again is left alone for, at most
 
@@ -57,20 +61,23 @@ class Deadline:
     """Make plans within a time, by the best candidate that fits; a `Way`.
 
     At the start every candidate is timed on an observation of zeros. The first in the given order whose 95 % quantile
-    keeps to the time, less a margin, is used. A plan that was late changes to the first faster one after it that would
-    fit if everything went on as slowly. After `patience` plans in time, none of which was so slow that the candidate
-    before would not fit, that one is tried again; where it is late within as many plans, the next trial waits twice as
-    long.
+    keeps to the time, less a margin, is used. A plan that was late is a warning in the log of `poise.policies`, and
+    changes to the first faster one after it that would fit if everything went on as slowly. After `patience` plans in
+    time, none of which was so slow that the candidate before would not fit, that one is tried again; where it is late
+    within as many plans, the next trial waits twice as long.
 
     No plan is cut off: what is late arrives late, which `Asynchronous` goes around.
+
+    What is timed at the start is a plan of one robot. Where `Asynchronous` plans for several at once, batches that take
+    longer are found out as any slowness is, by plans that are late: leave a larger margin there.
 
     Args:
         policy: What is timed.
         rate_hz: Control steps a second.
-        candidates: Samplers and evaluations, the best first.
+        candidates: Samplers and evaluations, the best first; by default the sampler of the policy with its evaluations,
+            a half of them, a quarter and so on, as far as sampler and grid can spend them.
         way: How plans are made.
-        steps: Control steps that a plan may take. Where planning blocks it is 1; under `Asynchronous` it is what the
-            plan that runs leaves, `planned - execute` at most.
+        steps: Control steps that a plan may take: what the plan that runs leaves, `planned - execute` at most.
         margin: Share of the time that is kept free.
         patience: Plans in time until the candidate before is tried again.
         clock: Seconds since some fixed moment.
@@ -89,13 +96,14 @@ class Deadline:
         self,
         policy: DiffusionPolicy,
         rate_hz: float,
-        candidates: Sequence[tuple[Sampler, int]],
+        candidates: Sequence[tuple[Sampler, int]] | None = None,
         way: Way = afresh,
         steps: int = 1,
         margin: float = 0.2,
         patience: int = 20,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
+        candidates = _halved(policy.spec) if candidates is None else candidates
         if not (rate_hz > 0 and len(candidates) and steps >= 1 and 0 <= margin < 1 and patience >= 1):
             raise ValueError(
                 f"Deadline got rate_hz={rate_hz}, {len(candidates)} candidates, steps={steps}, margin={margin} and "
@@ -112,7 +120,7 @@ class Deadline:
             raise ValueError(
                 f"Deadline got candidates whose plans take {took} ms (95 % quantiles), expected one of at most "
                 f"{1e3 * self._allowed:.1f} ms, {1 - margin:.0%} of {steps} control steps at {rate_hz:g} Hz: give "
-                "fewer evaluations, or plan ahead with Asynchronous and more steps"
+                "fewer evaluations, or more steps, as many as the plan that runs leaves"
             )
         # From the best that fits at rest downwards: only what is faster than all before it is of use when late.
         self._ladder = [fitting[0]]
@@ -153,6 +161,9 @@ class Deadline:
             done.missed += 1
             done.excess += seconds - self.budget
             done.worst = max(done.worst, seconds - self.budget)
+            sampler, evaluations = self.candidate
+            late = 1e3 * seconds, 1e3 * self.budget, type(sampler).__name__, evaluations
+            _log.warning("a plan took %.1f ms of at most %.1f, by %s with %d evaluations", *late)
             self._drop(ratio)
             return
         self._ratios.append(ratio)
@@ -173,6 +184,17 @@ class Deadline:
         if later:
             self._rung = next((r for r in later if ratio * self._expected(r) <= self._allowed), later[-1])
             self.punctuality.drops += 1
+
+
+def _halved(spec: PolicySpec) -> list[tuple[Sampler, int]]:
+    """The sampler of a policy at its evaluations, a half of them and so on, where it and the grid can spend them."""
+    sampler, evaluations, found = spec.sampler, spec.evaluations, []
+    while evaluations >= 1:
+        with suppress(ValueError):
+            spec.grid.times(spec.schedule, len(sampler.budget(evaluations)), spec.begin)
+            found.append((sampler, evaluations))
+        evaluations = evaluations // 2 if sampler.evaluations else 0  # a tolerance knows no budget
+    return found
 
 
 def _blank(policy: Policy) -> Request:

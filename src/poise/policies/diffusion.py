@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 from collections.abc import Callable, Collection, Iterator
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -60,6 +61,17 @@ class DiffusionPolicy(Policy):
         changes = {"sampler": sampler, "grid": grid, "evaluations": evaluations, "temperature": temperature}
         policy.spec = dataclasses.replace(self.spec, **{k: v for k, v in changes.items() if v is not None})
         return policy
+
+    def compile(self, *args: object, **kwargs: object) -> NoReturn:
+        """Refuse what PyTorch would do here, which is nothing: it compiles `forward`, and no plan goes through that.
+
+        Raises:
+            NotImplementedError: Always; it names `compiled`.
+        """
+        raise NotImplementedError(
+            "DiffusionPolicy.compile would compile `forward`, which no plan goes through: take "
+            "fast = poise.policies.compiled(policy), another policy for plans, or TrainingSpec(compile=True) to train"
+        )
 
     def loss(self, batch: Batch, draws: Draws | None = None) -> Tensor:
         """The weighted denoising loss of `Diffusion.loss` on normalised actions, averaged over the draws of noise."""

@@ -13,6 +13,7 @@ from poise.cli import bench as module
 from poise.cli import memory
 from poise.cli.bench import Speed, bench, figures, operations, speed_of, times
 from poise.cli.memory import peak_memory
+from poise.cli.running import Hardware
 from poise.data import Episodes, Windows
 from poise.nn import MLP
 from poise.policies import DiffusionPolicy, PolicySpec, Regression
@@ -143,6 +144,15 @@ def test_what_cannot_be_timed_is_refused(tmp_path):
         run(path, "--repeats", 0)
     with pytest.raises(ValueError, match=f"{Heun.__name__} got a budget of 0 evaluations|of at least 1"):
         run(path, "--samplers", "Heun", "--evaluations", 0)
+
+
+def test_a_device_that_is_not_there_is_named_with_what_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    message = "got --device cuda, expected one of cpu, which PyTorch"
+    with pytest.raises(ValueError, match=message):
+        run(saved(tmp_path), "--device", "cuda")
+    with pytest.raises(ValueError, match=message):
+        Hardware("cuda").take(DiffusionPolicy(SPEC))
 
 
 def test_bfloat16_is_not_timed_where_there_are_no_instructions_for_it(tmp_path, monkeypatch):

@@ -168,6 +168,13 @@ def test_mistakes_end_in_one_line(checkpoint, recipe, monkeypatch, capsys, tmp_p
     assert "'DiffusionPolicy', " in method
 
 
+def test_who_asks_for_replay_is_told_of_replan(monkeypatch, capsys):
+    """`poise dataset replay` runs actions again; a record of serving is planned again."""
+    said = refused(monkeypatch, capsys, "replay", "out/run", "out/pusht")
+    assert "got the verb 'replay', expected one of " in said
+    assert said.endswith("did you mean poise replan?\n")
+
+
 def test_help_teaches(recipe, monkeypatch, capsys):
     run(monkeypatch, "train", "--help")
     assert "poise train RECIPE" in capsys.readouterr().out

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 import numpy as np
 import pytest
 from served import HISTORY, HORIZON, diffusion, echo, running
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, InvalidURI
 from websockets.sync.server import ServerConnection, serve
 
@@ -245,6 +246,16 @@ def test_a_client_comes_back_when_the_server_does():
         waiting = client.ask(observed(2))  # until the server is there again
         with running(echo(), port=server.port):
             assert waiting.result(LONG)["actions"][0, 0] == 2
+
+
+def test_what_breaks_while_it_sends_ends_the_connection_and_not_the_client(monkeypatch):
+    with running(echo()) as server, Client(server.uri, timeout=LONG) as client:
+        client.wait()
+        with monkeypatch.context() as patched:
+            patched.setattr(ClientConnection, "send", lambda *given: 1 / 0)
+            with pytest.raises(ConnectionError, match="ZeroDivisionError"):
+                client.infer(observed(1))
+        assert client.infer(observed(2))["actions"][0, 0] == 2
 
 
 class Script:

@@ -9,8 +9,9 @@ from torch import nn
 
 from poise.cli.running import SAMPLERS
 from poise.data import Episodes, Windows
+from poise.guidance import identity, vjp
 from poise.nn import MLP, UNet1D
-from poise.policies import DiffusionPolicy, PolicySpec, WarmStart, compiled, compiling
+from poise.policies import Chunking, DiffusionPolicy, PolicySpec, Request, WarmStart, compiled, compiling
 from poise.policies.graphs import Graphs
 from poise.policies.tried import tried
 from poise.sampling import DDIM, DDPM, Euler, per_sample
@@ -113,6 +114,27 @@ def test_robots_that_plan_alone_or_together_keep_their_noise(pair):
     np.testing.assert_allclose(acted[0], acted[1], atol=1e-5)
 
 
+def test_the_method_of_modules_is_refused_with_the_remedy(pair):
+    """PyTorch's own compiles what no plan goes through, and says nothing."""
+    for which in pair[:2]:
+        with pytest.raises(NotImplementedError, match=r"no plan goes through: take fast = poise.policies.compiled\("):
+            which.compile(fullgraph=True)
+
+
+def test_real_time_chunking_runs_eagerly_only_where_it_differentiates(pair, monkeypatch):
+    policy, fast, observation = pair
+    one = np.zeros(1, int)
+    previous = np.zeros((1, 8, 2), np.float32)
+    eager = calls(fast, monkeypatch)
+    for pull, count in ((vjp, 4), (identity, 0)):
+        made, before = [], len(eager)
+        for which in (policy, fast):
+            request = Request(one, rows(observation, 1), per_sample([0]), previous, one + 4, one + 1, *[one] * 4)
+            made.append(Chunking(pull=pull)(which, request))
+        np.testing.assert_allclose(*made, atol=1e-5)
+        assert len(eager) - before == count
+
+
 def test_a_compiled_policy_is_not_saved(pair):
     with pytest.raises(ValueError, match="save the policy that it was compiled from"):
         pair[1].state_dict()
@@ -128,11 +150,11 @@ def test_bfloat16_plans_nearby_from_half_the_bytes(monkeypatch):
     assert kinds == {torch.bfloat16}
 
 
-def test_without_instructions_for_bfloat16_weights_stay_float32(monkeypatch):
+def test_without_instructions_for_bfloat16_weights_stay_float32(monkeypatch, capsys):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx2": True})
     monkeypatch.setattr(compiling, "tried", lambda what, ways: False)
-    with pytest.warns(UserWarning, match="no instructions for it: computing in float32"):
-        fast = compiled(fitted(SMALL)[0], weights=torch.bfloat16)
+    fast = compiled(fitted(SMALL)[0], weights=torch.bfloat16)
+    assert "no instructions for it: computing in float32" in capsys.readouterr().err
     assert {p.dtype for p in fast.diffusion.network.parameters()} == {torch.float32}
 
 

@@ -94,6 +94,18 @@ def test_what_is_kept_is_bounded():
     np.testing.assert_array_equal(mine["plans"][-1], last["actions"])
 
 
+def test_only_what_is_shown_is_converted(monkeypatch):
+    shown_robots, convert = [], poise.serving.dashboard._shown
+    monkeypatch.setattr(poise.serving.dashboard, "_shown", lambda *one: shown_robots.append(one) or convert(*one))
+    with shown() as server:
+        peer = Peer(server)
+        for robot in range(20):
+            peer.ask(1.0, env_id=robot)
+        while (found := state(server))["hidden"] < 8:  # the last plan is told to observers after its reply
+            shown_robots.clear()
+    assert len(shown_robots) == len(found["robots"]) == 12
+
+
 def test_the_page_is_there_only_when_it_is_asked_for():
     with running(echo()) as server:
         assert get(server, "/")[0] == get(server, "/state")[0] == 426  # a WebSocket is expected

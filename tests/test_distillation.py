@@ -174,18 +174,47 @@ def test_parts_of_a_batch_have_the_errors_of_the_whole(windows):
     torch.testing.assert_close(torch.cat(parts), whole)
 
 
-def test_features_that_may_be_absent_are_absent_for_both(windows, monkeypatch):
+def optional(windows) -> tuple[DiffusionPolicy, DiffusionPolicy, Windows]:
+    """A student and a teacher that see a second feature half of the time."""
     spec = dataclasses.replace(SPEC, observations={"side": (1,), "action": (1,)}, optional={"action": 0.5})
-    both = Windows(
-        Episodes({"side": np.zeros((9, 1), np.float32), "action": np.ones((9, 1), np.float32)}, np.arange(1, 10)),
-        ("side", "action"),
-        1,
-        2,
-        1,
-    )
+    rows = {"side": np.zeros((9, 1), np.float32), "action": np.ones((9, 1), np.float32)}
+    both = Windows(Episodes(rows, np.arange(1, 10)), ("side", "action"), 1, 2, 1)
     teacher = DiffusionPolicy(spec)
     teacher.fit(both)
-    student, seen, hidden = student_of(teacher), [], 0
+    return student_of(teacher), teacher, both
+
+
+def test_what_is_absent_is_absent_in_all_parts_of_a_batch(windows):
+    student, teacher, both = optional(windows)
+    loss = Distillation(student, teacher)
+    for seed in range(20):
+        whole, *parts = (
+            sorted(loss._seen(both[torch.arange(start, end)], Draws(torch.Generator().manual_seed(seed), start, 9)))
+            for start, end in ((0, 9), (0, 2), (2, 3), (3, 9))
+        )
+        assert parts == [whole] * 3
+
+
+def test_the_path_of_a_teacher_is_never_rounded(windows, monkeypatch):
+    """Under autocast, as training with bfloat16 computes, its ends are those of float32; the student is rounded."""
+    torch.manual_seed(0)
+    teacher = DiffusionPolicy(SPEC)
+    teacher.fit(windows)
+    student, ends, given, path = student_of(teacher), [], [], teacher.path
+    monkeypatch.setattr(teacher, "path", lambda *a: (ends.append(state.x) or state for state in path(*a)))
+    forward = student.diffusion.forward
+    monkeypatch.setattr(student.diffusion, "forward", lambda *a: given.append(forward(*a)) or given[-1])
+    for enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            Distillation(student, teacher)(windows[torch.arange(16)], Draws(torch.Generator().manual_seed(0)))
+    half = len(ends) // 2
+    assert all(torch.equal(plain, rounded) for plain, rounded in zip(ends[:half], ends[half:], strict=True))
+    assert not torch.equal(*given)
+
+
+def test_features_that_may_be_absent_are_absent_for_both(windows, monkeypatch):
+    student, teacher, both = optional(windows)
+    seen, hidden = [], 0
     loss, generator = Distillation(student, teacher), torch.Generator().manual_seed(0)
     for policy in (student, teacher):
         tokens = policy.tokens
@@ -250,6 +279,8 @@ def test_the_verb_distils_a_checkpoint(windows, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "of the student with 1" in shown
     assert f"next: poise evaluate {out} --recipe {recipe}" in shown
+    with pytest.raises(ValueError, match="distill got evaluations=0, expected at least 1"):
+        distill(file, recipe, tmp_path / "none", evaluations=0)
     with pytest.raises(ValueError, match="holds a policy already, expected a new folder: name another --out"):
         distill(file, recipe, out)
     regression = Regression(SPEC)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from poise.cli import main
+from poise.cli import dry_run, main
 from poise.cli.devices import check_device
 from poise.cli.dry_run import column, forecast, losses, memory, on_disk, seconds_a_step
 from poise.data import Episodes, Windows
@@ -151,6 +151,14 @@ def test_a_dry_run_tells_on_one_screen_and_writes_nothing(recipe, monkeypatch, c
     assert "of 3,000, when the time is up" in cost
     assert "at most 4 kept: " in disk
     assert disk.endswith(str(tmp_path / "run"))
+    if sys.platform == "linux":
+        assert taken.endswith("MB at the peak of these steps")
+    monkeypatch.setattr(dry_run, "peak_memory", lambda run, device: (run(), 200.0))
+    poise(monkeypatch, "train", recipe, "--dry-run")
+    assert "; this process had 209.7 MB at the peak of these steps\n" in capsys.readouterr().out
+    monkeypatch.setattr(dry_run, "peak_memory", lambda run, device: (run(), None))
+    poise(monkeypatch, "train", recipe, "--dry-run")
+    assert "at the peak" not in capsys.readouterr().out
     poise(monkeypatch, "train", recipe, "--dry-run", "--method", "NearestNeighbour")
     assert "nothing to train" in capsys.readouterr().out
 

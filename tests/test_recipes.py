@@ -60,6 +60,10 @@ def test_a_field_that_is_misspelt_in_a_recipe_is_told_with_the_nearest(tmp_path)
     file.write_text("from poise import PolicySpec\nrecipe = PolicySpec({'side': (1,)}, 1, netwrk=None)\n")
     with pytest.raises(ValueError, match=r"mine.py gives PolicySpec the field 'netwrk'.*did you mean 'network'\?"):
         load_recipe(file)
+    for line, name in (("import poise", "poise"), ("import poise as p", "p"), ("import poise.training", "poise")):
+        file.write_text(f"{line}\nrecipe = {name}.TrainingSpec(stpes=1)\n")
+        with pytest.raises(ValueError, match=r"mine.py gives TrainingSpec the field 'stpes'.*did you mean 'steps'\?"):
+            load_recipe(file)
     file.write_text("recipe = len(1)\n")
     with pytest.raises(TypeError, match="has no len"):
         load_recipe(file)

@@ -5,6 +5,7 @@ import errno
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,11 +17,11 @@ import pytest
 import torch
 
 from poise import load
-from poise.cli import main
+from poise.cli import fitting, main
 from poise.data import Episodes, Windows
 from poise.nn import Transformer
-from poise.policies import DiffusionPolicy, PolicySpec
-from poise.training import Checkpoints, Learner, TrainingSpec, checkpoints, train
+from poise.policies import DiffusionPolicy, PolicySpec, load_checkpoint
+from poise.training import Checkpoints, Learner, TrainingSpec, Validation, checkpoints, train
 
 SPEC = PolicySpec(
     {"side": (1,)}, 1, history=1, horizon=2, execute=1, network=Transformer(width=16, heads=2, depth=1, dropout=0.2)
@@ -99,6 +100,34 @@ def test_a_checkpoint_with_a_flipped_bit_is_passed_over(windows, tmp_path, capsy
     assert "passing over" in capsys.readouterr().err
     run(found, windows, kept, 24)
     assert kept.resume(learner(windows)).step == 24
+
+
+def broken(kept: Checkpoints, step: int) -> None:
+    (kept.folder / f"step-{step:08d}" / "manifest.json").write_text("{}")
+
+
+def test_after_a_checkpoint_that_is_not_whole_latest_names_the_one_that_is(windows, tmp_path):
+    kept = Checkpoints(tmp_path, keep_last=3)
+    for _ in range(2):
+        found = learner(windows)
+        kept.resume(found)
+        run(found, windows, kept, 24)
+        broken(kept, 24)
+        assert kept.resume(learner(windows)).step == 16
+        assert (kept.folder / "latest").readlink() == Path("step-00000016")
+        assert len(list(kept.folder.glob("broken-*"))) == 1
+    for step in (8, 16):
+        broken(kept, step)
+    assert kept.resume(learner(windows)) is None
+    assert not (kept.folder / "latest").is_symlink()
+    assert len(list(kept.folder.glob("broken-*"))) == 3  # without a whole one nothing is deleted
+
+
+def test_a_score_is_kept_where_it_is_among_the_best():
+    kept = Checkpoints(Path(), keep_best=2, best=((0.5, 8), (0.3, 16)))
+    assert [kept.would_keep(score) for score in (0.2, 0.3, 0.4, 0.6)] == [False, False, True, True]
+    assert Checkpoints(Path(), keep_best=2, best=((0.5, 8),)).would_keep(0.1)
+    assert not Checkpoints(Path(), keep_best=0).would_keep(1.0)
 
 
 def test_a_missing_pointer_costs_nothing(windows, tmp_path):
@@ -252,10 +281,140 @@ def test_a_resume_with_another_spec_lists_the_differences(recipe, monkeypatch, c
 
 def test_a_resume_with_other_demonstrations_is_refused(recipe, monkeypatch, capsys, tmp_path):
     poise(monkeypatch, "train", recipe, "--out", tmp_path / "run", "--training.steps", 40)
-    recipe.write_text(RECIPE.replace("validation=0.2", "validation=0.4"))
+    recipe.write_text(RECIPE.replace("100, 601", "100, 501").replace("size=(600", "size=(500"))
     message = refused(monkeypatch, capsys, "train", "--resume", tmp_path / "run")
-    assert "got the demonstrations {'training': 4, 'validation': 2, 'windows': 400}, but" in message
+    assert "got the demonstrations {'training': 4, 'validation': 1, 'windows': 400}, but" in message
     assert "was begun with {'training': 5, 'validation': 1, 'windows': 500}, expected the same" in message
+
+
+def test_a_resume_with_as_many_other_demonstrations_is_refused(recipe, monkeypatch, capsys, tmp_path):
+    out = tmp_path / "run"
+    poise(monkeypatch, "train", recipe, "--out", out, "--training.steps", 40)
+    recipe.write_text(RECIPE.replace('"action": rows}', '"action": 2 * rows}'))
+    message = refused(monkeypatch, capsys, "train", "--resume", out)
+    assert f"{out} was begun with others, with other statistics of action, expected the same: restore the" in message
+    recipe.write_text(RECIPE.replace("default_rng(0)", "default_rng(1)"))
+    assert "with other statistics of side and action" in refused(monkeypatch, capsys, "train", "--resume", out)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "difference"),
+    [
+        ("validation=0.2", "validation=0.4", "validation: 0.2 became 0.4"),
+        ("validation=0.2", "validation=0.2, episodes=5", "episodes: None became 5"),
+        ("validation=0.2", "validation=0.2, padded=0", "padded: None became 0"),
+    ],
+)
+def test_a_resume_with_another_choice_of_demonstrations_is_refused(
+    recipe, monkeypatch, capsys, tmp_path, before, after, difference
+):
+    poise(monkeypatch, "train", recipe, "--out", tmp_path / "run", "--training.steps", 40)
+    recipe.write_text(RECIPE.replace(before, after))
+    assert difference in refused(monkeypatch, capsys, "train", "--resume", tmp_path / "run")
+
+
+def test_a_run_goes_on_from_another_folder(recipe, monkeypatch, tmp_path):
+    """The paths of its command line are those that were meant where it was begun."""
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(600, 1)).astype(np.float32))
+    recipe.write_text(
+        RECIPE.replace("np.random.default_rng(0).normal(size=(600, 1)).astype(np.float32)", "np.load(path)")
+    )
+    monkeypatch.chdir(tmp_path)
+    poise(monkeypatch, "train", "tiny.py", "--out", "run", "--data", "rows.npy", "--training.steps", 40)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    poise(monkeypatch, "train", "--resume", tmp_path / "run")
+    begun = json.loads((tmp_path / "run/training.json").read_text())
+    assert begun["specs"]["data"] == str(tmp_path / "rows.npy")
+
+
+def test_a_run_that_died_before_its_first_step_is_begun_by_a_resume(recipe, monkeypatch, capsys, tmp_path):
+    def killed(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    out, options = tmp_path / "run", ("--training.steps", 40)
+    poise(monkeypatch, "train", recipe, "--out", tmp_path / "whole", *options)
+    plain = fitting._run
+    monkeypatch.setattr(fitting, "_run", killed)
+    with pytest.raises(KeyboardInterrupt):
+        poise(monkeypatch, "train", recipe, "--out", out, *options)
+    monkeypatch.setattr(fitting, "_run", plain)
+    poise(monkeypatch, "train", "--resume", out)
+    assert "no checkpoint in" in (said := capsys.readouterr().err)
+    assert "beginning anew" in said
+    expected = bits(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in bits(out).items())
+    (out / "training.json").unlink()
+    assert "is begun by poise train RECIPE" in refused(monkeypatch, capsys, "train", "--resume", out)
+
+
+def test_what_is_half_deleted_is_no_run(recipe, monkeypatch, capsys, tmp_path):
+    """Whatever dies while the old run is deleted leaves none that a resume would take for the new one."""
+
+    def killed(*arguments: object, **options: object) -> None:
+        raise KeyboardInterrupt
+
+    out, plain = tmp_path / "run", shutil.rmtree
+    poise(monkeypatch, "train", recipe, "--out", out, "--training.steps", 40)
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        poise(monkeypatch, "train", recipe, "--out", out, "--training.steps", 50, "--overwrite")
+    monkeypatch.setattr(shutil, "rmtree", plain)
+    assert "expected one folder" in refused(monkeypatch, capsys, "train", "--resume", out)
+    poise(monkeypatch, "train", recipe, "--out", out, "--training.steps", 50)
+
+
+def test_a_full_disk_leaves_how_a_run_was_begun_whole_or_not_there(recipe, monkeypatch, capsys, tmp_path):
+    def full(number: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        said = refused(patch, capsys, "train", recipe, "--out", tmp_path / "run", "--training.steps", 40)
+    assert "No space left on device" in said
+    assert not [path for path in (tmp_path / "run").iterdir() if "training.json" in path.name]
+
+
+def held(run: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(run)): file.read_bytes() for file in run.rglob("*") if file.is_file()}
+
+
+def test_what_cannot_begin_deletes_no_run(recipe, monkeypatch, capsys, tmp_path):
+    out = tmp_path / "run"
+    arguments = ("train", recipe, "--out", out, "--training.steps", 40)
+    poise(monkeypatch, *arguments)
+    before = held(out)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    for module in [m for m in sys.modules if m.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, module)
+    recipe.write_text(RECIPE.replace("Navigate-v0", "Nowhere-v0"))
+    for options, said in (
+        (("--training.batch", 100_000), "got a batch of 100000"),
+        (("--track", "TensorBoard"), "needs the extra 'tensorboard'"),
+        (("--training.evaluate-every", 10), "Nowhere-v0"),
+    ):
+        assert said in refused(monkeypatch, capsys, *arguments, "--overwrite", *options)
+        assert held(out) == before
+    (out / "skipped.jsonl").write_text('{"step": 3}\n')
+    poise(monkeypatch, *arguments, "--overwrite")
+    assert not (out / "skipped.jsonl").read_text()
+
+
+def test_the_best_by_validation_is_saved_when_it_is_found(recipe, monkeypatch, tmp_path):
+    told = iter([3.0, 1.0, 2.0, float("nan"), 4.0])
+    monkeypatch.setattr("poise.training.loop.validate", lambda *arguments: Validation(next(told), (), 0.0))
+    options = ("--training.steps", 50, "--training.validate-every", 10, "--training.save-every", 1000)
+    poise(monkeypatch, "train", recipe, "--out", tmp_path / "run", *options, "--training.keep-last", 1)
+    kept = sorted(path.name for path in (tmp_path / "run/checkpoints").glob("step-*"))
+    assert kept == ["step-00000020", "step-00000050"]
+
+
+def test_the_precision_that_was_computed_in_is_noted(recipe, monkeypatch, tmp_path):
+    for capabilities, expected in (({"avx2": True}, "float32"), ({"avx512_bf16": True}, "bfloat16")):
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda capabilities=capabilities: capabilities)
+        options = ("--training.steps", 2, "--training.bfloat16", "--overwrite")
+        poise(monkeypatch, "train", recipe, "--out", tmp_path / "run", *options)
+        assert load_checkpoint(tmp_path / "run").notes["precision"] == expected
 
 
 def test_a_folder_in_use_keeps_how_its_run_was_begun(recipe, monkeypatch, capsys, tmp_path):
@@ -297,16 +456,62 @@ def test_skipped_steps_name_their_windows(recipe, monkeypatch, capsys, tmp_path)
     assert not list((tmp_path / "run").rglob("*.safetensors"))
 
 
+def test_a_step_that_was_skipped_is_validated_and_logged_all_the_same(recipe, monkeypatch, tmp_path):
+    plain = DiffusionPolicy.loss
+    spoilt = lambda self, *a: plain(self, *a) * (torch.nan if self.training else 1.0)  # noqa: E731
+    monkeypatch.setattr(DiffusionPolicy, "loss", spoilt)
+    options = ("--training.steps", 4, "--training.validate-every", 2, "--training.patience", 9)
+    poise(monkeypatch, "train", recipe, "--out", tmp_path / "run", *options)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [(line["step"], line["loss"], line["gradient_norm"]) for line in lines] == [(2, None, None), (4, None, None)]
+    assert all(line["validation"] > 0 for line in lines)
+
+
+def test_skipped_steps_after_the_checkpoint_are_forgotten(recipe, monkeypatch, tmp_path):
+    out = tmp_path / "run"
+    poise(monkeypatch, "train", recipe, "--out", out, "--training.steps", 40)
+    (out / "skipped.jsonl").write_text("".join(json.dumps({"step": step}) + "\n" for step in (7, 40, 41)))
+    poise(monkeypatch, "train", "--resume", out)
+    assert [json.loads(line)["step"] for line in (out / "skipped.jsonl").read_text().splitlines()] == [7, 40]
+
+
+class Broken:
+    """Environments that end one episode, when the policy is looked at before the training, and then fail."""
+
+    made = 0
+
+    def __init__(self, policy: object, task: object, seeds: range, count: int) -> None:
+        type(self).made += 1
+        self.active, self.envs = np.ones(1, bool), io.StringIO()
+
+    def step(self) -> list[object]:
+        if self.made > 1:
+            raise RuntimeError("the simulator is gone")
+        return []
+
+
+def test_an_evaluation_that_fails_costs_no_step(recipe, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(Broken, "made", 0)
+    monkeypatch.setattr("poise.cli.fitting.Slots", Broken)
+    options = ("--training.steps", 40, "--training.evaluate-every", 10, "--training.save-every", 1000)
+    with pytest.raises(RuntimeError, match="the simulator is gone"):
+        poise(monkeypatch, "train", recipe, "--out", tmp_path / "run", *options)
+    assert "step 10 is saved, but could not be tried in closed loop" in capsys.readouterr().err
+    kept = Checkpoints(tmp_path / "run")
+    manifest = json.loads((kept.folder / "latest/manifest.json").read_text())
+    assert (manifest["counts"]["step"], manifest["best"]) == (10, [])
+
+
 def test_closed_loop_success_chooses_the_best(monkeypatch, tmp_path, recipe):
     text = RECIPE.replace("steps=400, batch=32, save_every=25, validate_every=25", "steps=30, batch=32, save_every=10")
     recipe.write_text(text)
-    told = iter([0.2, 0.8, 0.5])
+    told = iter([0.0, 0.2, 0.8, 0.5])  # the first one is a look at the environment before the training
 
     class Rolled:
         """Environments of which one ends its episode at every step."""
 
         def __init__(self, policy: object, task: object, seeds: range, count: int) -> None:
-            assert (seeds[0], len(seeds), count) == (50_000, 10, 10)
+            assert (seeds[0], len(seeds), count) in ((50_000, 10, 10), (50_000, 1, 1))
             won = next(told) * 10
             self.left = [dataclasses.make_dataclass("E", ["success"])(i < won) for i in range(10)]
             self.envs = io.StringIO()

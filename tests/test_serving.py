@@ -376,8 +376,10 @@ def test_seams_for_safety_and_records():
         peer = Peer(server)
         assert peer.ask(1, reset=True, env_id="left")["actions"][0, 0] == 2
         assert peer.ask(4) == "the plan leaves the table"
-        wait_for(lambda: told)
-    (served,) = told
+        wait_for(lambda: len(told) == 2)
+    served, rejected = told
+    assert (rejected.planned.interventions, rejected.planned.actions[0, 0]) == ({"rejected": 1}, 4)
+    assert rejected.request.robot is None
     assert served.request.robot == "left"
     assert served.request.reset
     assert served.request.rows[0]["x"] == 1

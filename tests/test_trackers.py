@@ -1,5 +1,6 @@
 import json
 import math
+import os
 import struct
 import sys
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ import pytest
 
 from poise.plain import concrete
 from poise.training.trackers import Tracker
+from poise.training.trackers.json_lines import cut
 from poise.training.trackers.tracker import flat
 
 ABOUT = {"recipe": "push.py", "training": {"type": "TrainingSpec", "steps": 30}}
@@ -63,6 +65,8 @@ def test_a_missing_library_names_its_extra(name, tmp_path, monkeypatch):
     tracker = concrete(Tracker)[name]()
     with pytest.raises(ImportError, match=rf"^{name} needs the extra '{extra}' .*: pip install 'poise\[{extra}\]'$"):
         tracker.open(tmp_path, {}, 0)
+    with pytest.raises(ImportError, match=f"extra '{extra}'"):
+        tracker.check()
     tracker.close()
 
 
@@ -70,6 +74,41 @@ def test_lines_of_json_forget_what_came_after_the_step(tmp_path):
     killed_and_resumed("JsonLines", tmp_path / "run")
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert [line["loss"] for line in lines] == [10, 20, 30, 40, 50, 60]
+
+
+def test_lines_of_json_have_no_numbers_that_json_lacks(tmp_path):
+    tracker = concrete(Tracker)["JsonLines"]()
+    tracker.open(tmp_path, ABOUT, 0)
+    tracker.log(1, {"loss": math.nan, "levels": ((6.9, math.inf), (3.1, 0.5)), "shares": {"data": -math.inf}, "n": 2})
+    tracker.close()
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    (line,) = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    found = json.loads(line, parse_constant=refuse)
+    assert found == {"step": 1, "loss": None, "levels": [[6.9, None], [3.1, 0.5]], "shares": {"data": None}, "n": 2}
+
+
+def test_a_file_is_cut_in_one_go(tmp_path, monkeypatch):
+    """A process that dies on the way leaves all of it; so does a full disk. A line that was cut off is left out."""
+    file = tmp_path / "lines.jsonl"
+    whole = "".join(json.dumps({"step": step}) + "\n" for step in (1, 2, 3)) + '{"ste'
+    file.write_text(whole)
+
+    def full(number: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        cut(file, 2)
+    assert file.read_text() == whole
+    assert [path.name for path in tmp_path.iterdir()] == ["lines.jsonl"]
+    monkeypatch.undo()
+    cut(file, 2)
+    assert [json.loads(line)["step"] for line in file.read_text().splitlines()] == [1, 2]
+    cut(file, 0)
+    assert not file.read_text()
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of what TensorBoard imports

@@ -207,13 +207,20 @@ class Client:
         )
 
     async def _converse(self, connection: ClientConnection) -> None:
-        sending = asyncio.create_task(self._send(connection))
+        sending, reading = (asyncio.create_task(task(connection)) for task in (self._send, self._read))
         try:
-            async for message in connection:
-                self._receive(message)
+            await asyncio.wait({sending, reading}, return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()  # only an error ends both: of a lost connection there may be something left to read
+            await reading
         finally:
             sending.cancel()
+            reading.cancel()
         raise ConnectionError("the server closed the connection")
+
+    async def _read(self, connection: ClientConnection) -> None:
+        async for message in connection:
+            self._receive(message)
 
     async def _send(self, connection: ClientConnection) -> None:
         while True:

@@ -36,6 +36,10 @@ class Draws:
         """Uniform numbers in [0, 1), `(rows, *shape)`."""
         return self._mine(torch.rand(self._whole(rows), *shape, generator=self._generator, device=self._device), rows)
 
+    def once(self) -> float:
+        """One uniform number in [0, 1) for the whole batch, the same in all of its parts."""
+        return torch.rand((), generator=self._generator, device=self._device).item()
+
     def integers(self, below: int, rows: int) -> Tensor:
         """Whole numbers from 0 to `below - 1`, `(rows,)`."""
         size = (self._whole(rows),)

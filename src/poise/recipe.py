@@ -136,12 +136,19 @@ def load_recipe(path: str | Path) -> Recipe:
 def _explain(path: Path, error: TypeError, names: Mapping[str, Any]) -> None:
     """Where the recipe gave one of its classes a field that it does not have, raise what it has."""
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
-    if found is None or not inspect.isclass(kind := names.get(found[1])):
+    if found is None or (kind := _known(found[1], names)) is None:
         return
     fields = list(inspect.signature(kind).parameters)
     close = difflib.get_close_matches(found[2], fields, n=1)
     meant = f": did you mean {close[0]!r}?" if close else ""
     raise ValueError(f"{path} gives {found[1]} the field {found[2]!r}, expected some of {fields}{meant}") from error
+
+
+def _known(name: str, names: Mapping[str, Any]) -> type | None:
+    """The class of a name, among those of a module or of the modules that it has imported."""
+    modules = [value for value in names.values() if inspect.ismodule(value)]
+    held = [names.get(name), *(getattr(module, name, None) for module in modules)]
+    return next((value for value in held if inspect.isclass(value)), None)
 
 
 __all__ = ["Recipe", "as_recorded", "load_recipe"]

@@ -15,6 +15,7 @@ import tyro
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from poise.cli.devices import check_device
 from poise.cli.evaluate import write_json
 from poise.cli.machine import machine
 from poise.cli.memory import peak_memory
@@ -95,18 +96,10 @@ def bench(
         json: File for the figures.
 
     Raises:
-        ValueError: A policy that does not sample, a sampler that does not exist, a number below 1, or bfloat16 where
-            the device has no instructions for it.
+        ValueError: A policy that does not sample, a sampler that does not exist, a number below 1, a device that is not
+            there, or bfloat16 where it has no instructions for it.
     """
-    policy = load(checkpoint)
-    if not isinstance(policy, DiffusionPolicy):
-        raise ValueError(f"bench got a {type(policy).__name__}, expected a DiffusionPolicy: only that samples")
-    numbers = (repeats, *grid.batches, *grid.threads, *grid.evaluations)
-    if min(numbers) < 1 or not grid.batches:
-        raise ValueError(f"bench got the numbers {numbers}, expected --repeats, --batches, ... of at least 1")
-    if ways.bfloat16 and not has_bfloat16(torch.device(device)):
-        raise ValueError(f"bench got --bfloat16 for a {device} without instructions for it: leave it out")
-    policy, rows = policy.eval().to(device), []
+    policy, rows = _checked(checkpoint, grid, ways, repeats, device), []
     before = torch.get_num_threads()
     try:
         for threads in grid.threads or (before,):
@@ -118,6 +111,20 @@ def bench(
         print(line)
     if json:
         write_json(json, {"rows": rows, "machine": machine()})
+
+
+def _checked(checkpoint: Path, grid: Grid, ways: Ways, repeats: int, device: str) -> DiffusionPolicy:
+    """The policy on its device, where everything that is asked for can be timed."""
+    check_device(device)
+    policy = load(checkpoint)
+    if not isinstance(policy, DiffusionPolicy):
+        raise ValueError(f"bench got a {type(policy).__name__}, expected a DiffusionPolicy: only that samples")
+    numbers = (repeats, *grid.batches, *grid.threads, *grid.evaluations)
+    if min(numbers) < 1 or not grid.batches:
+        raise ValueError(f"bench got the numbers {numbers}, expected --repeats, --batches, ... of at least 1")
+    if ways.bfloat16 and not has_bfloat16(torch.device(device)):
+        raise ValueError(f"bench got --bfloat16 for a {device} without instructions for it: leave it out")
+    return policy.eval().to(device)
 
 
 def _timed(policy: DiffusionPolicy, grid: Grid, ways: Ways, repeats: int) -> Iterator[dict[str, Any]]:

@@ -27,7 +27,7 @@ def check_device(name: str) -> None:
         built = f"with CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
         raise ValueError(
             f"got --device {name}, expected one of {', '.join(there)}, which PyTorch {torch.__version__} (built "
-            f"{built}) finds here: train on one of these; or, where nvidia-smi lists a GPU, install the PyTorch "
+            f"{built}) finds here: take one of these; or, where nvidia-smi lists a GPU, install the PyTorch "
             "for its CUDA by the command that pytorch.org/get-started shows"
         )
 

@@ -73,13 +73,14 @@ def distill(
         hardware: What trains it.
 
     Raises:
-        ValueError: A teacher that does not denoise, or samples with noise, or a folder that holds a policy already.
+        ValueError: A teacher that does not denoise, or samples with noise, no evaluation, or a folder that holds a
+            policy already.
     """
+    if evaluations < 1:
+        raise ValueError(f"distill got evaluations={evaluations}, expected at least 1")
     if (out / FILE).exists():
         raise ValueError(f"{out} holds a policy already, expected a new folder: name another --out")
-    teacher = hardware.take(load(checkpoint))
-    if not isinstance(teacher, DiffusionPolicy):
-        raise ValueError(f"{checkpoint} is a {type(teacher).__name__}, expected a DiffusionPolicy, which has a path")
+    teacher = _teacher(checkpoint, hardware)
     found = load_recipe(recipe)
     windows = dataclasses.replace(found, policy=teacher.spec).parts(data, hardware.device)
     training = effort.of(found.training)
@@ -89,6 +90,14 @@ def distill(
     notes = {**{name: str(value) for name, value in described.items()}, "training": to_plain(training)}
     notes |= Safety.fit(windows[0].actions, windows[0].starts).noted()
     print(f"wrote {student.save(out, notes)}\nnext: poise evaluate {out} --recipe {recipe}")
+
+
+def _teacher(checkpoint: Path, hardware: Hardware) -> DiffusionPolicy:
+    """The policy of a checkpoint that has a path, on its device."""
+    teacher = hardware.take(load(checkpoint))
+    if not isinstance(teacher, DiffusionPolicy):
+        raise ValueError(f"{checkpoint} is a {type(teacher).__name__}, expected a DiffusionPolicy, which has a path")
+    return teacher
 
 
 def _taught(

@@ -1,19 +1,18 @@
 """`poise train RECIPE --dry-run`: what a training sees and what it takes, from a few steps that are thrown away."""
 
-import mmap
 import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from functools import partial
 from statistics import median
 
 import torch
 from torch import Tensor
 
 from poise.cli.fitting import Job
+from poise.cli.memory import peak_memory
 from poise.data import Batch, Windows
 from poise.draws import Draws
-from poise.nn import load_backbone
 from poise.policies import Policy
 from poise.training import Learner, TrainingSpec, train
 from poise.training.loop import Objective
@@ -21,7 +20,6 @@ from poise.training.order import Order, noise_seed
 
 _WARM, _TIMED, _SECONDS = 2, 10, 10.0  # steps before the timed ones, timed ones, and when these are enough
 _STILL = 1e-6
-_RESIDENT = Path("/proc/self/statm")  # on Linux: the second number counts the pages of this process
 
 
 @dataclass(frozen=True)
@@ -130,11 +128,7 @@ def seconds_a_step(learner: Learner, windows: Windows) -> float:
 
 def rehearse(job: Job, windows: tuple[Windows, Windows | None]) -> Iterator[str]:
     """Build what the job trains, and say in lines what there is to know; nothing is written."""
-    torch.manual_seed(job.training.seed)
-    policy = job.kind(job.spec).to(windows[0].device)
-    policy.fit(windows[0])
-    if job.weights:
-        load_backbone(policy, job.weights)
+    policy = job.untrained(windows[0])
     order = Order(len(windows[0]), job.training.batch, job.training.seed)
     batch = windows[0][order(0).to(windows[0].device)]
     yield from _data_lines(policy, batch)
@@ -147,8 +141,8 @@ def rehearse(job: Job, windows: tuple[Windows, Windows | None]) -> Iterator[str]
     untrained, zero = losses(learner, batch)
     yield f"loss        {untrained:.4g} untrained, expected near {zero:.4g}, that of a network that answers zero"
     taken = memory(learner, windows)
-    seconds = seconds_a_step(learner, windows[0])
-    yield f"memory      {_listed(taken)}; in all {_size(sum(taken.values()))}{_used(learner.device)}"
+    seconds, peak = peak_memory(partial(seconds_a_step, learner, windows[0]), learner.device)
+    yield f"memory      {_listed(taken)}; in all {_size(sum(taken.values()))}{_used(learner.device, peak)}"
     yield from _cost_lines(job, learner, len(windows[0]), seconds)
 
 
@@ -176,12 +170,12 @@ def _cost_lines(job: Job, learner: Learner, windows: int, seconds: float) -> Ite
     yield f"disk        {_size(each)} a checkpoint, at most {kept} kept: {_size(kept * each)} in {job.out}"
 
 
-def _used(device: torch.device) -> str:
-    if device.type == "cuda":
-        return f", {_size(torch.cuda.max_memory_allocated(device))} at the peak of these steps"
-    if not _RESIDENT.exists():
+def _used(device: torch.device, peak: float | None) -> str:
+    """What MiB at the peak of the steps are, where they are known."""
+    if peak is None:
         return ""
-    return f"; this process has {_size(int(_RESIDENT.read_text().split()[1]) * mmap.PAGESIZE)} now"
+    whose = "PyTorch" if device.type == "cuda" else "this process"
+    return f"; {whose} had {_size(int(peak * 2**20))} at the peak of these steps"
 
 
 def _bytes(tensors: Iterable[Tensor]) -> int:

@@ -1,6 +1,7 @@
 """One training from beginning to end: bar, figures, checkpoints, evaluations, and what happens when it is stopped."""
 
 import json
+import math
 import shutil
 import signal
 import sys
@@ -13,6 +14,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from poise.data import Windows
@@ -21,13 +23,16 @@ from poise.evaluation.rollout import Slots
 from poise.nn import load_backbone
 from poise.policies import NearestNeighbour, Policy, PolicySpec, Safety
 from poise.policies.saving import FILE
+from poise.precision import has_bfloat16
 from poise.training import Checkpoints, Learner, Processes, Progress, Single, TrainingSpec, Validation, train
+from poise.training.loop import check_batch
 from poise.training.trackers import Tracker
-from poise.training.trackers.json_lines import JsonLines
+from poise.training.trackers.json_lines import JsonLines, cut, replace_text
 
 BEGUN = "training.json"
 _FIRST_SEED = 50_000  # of evaluations in training; those from 100000 on are for the final one
 _LINES_EVERY = 50
+_SAME = 1e-3  # in normalised units, between statistics: another machine sums up in another order
 _BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
 
 
@@ -44,7 +49,7 @@ class Job:
         task: Where it is tried while it trains, if the training spec says so.
         weights: Safetensors of published weights that the backbones of the encoder begin with.
         trackers: Where figures go besides `metrics.jsonl`.
-        begun: How the run was begun, as JSON data, for who resumes it: `BEGUN` in its folder, from the first step on.
+        begun: How the run was begun, as JSON data, for who resumes it: `BEGUN` in its folder, once inputs are checked.
     """
 
     kind: type[Policy]
@@ -57,10 +62,19 @@ class Job:
     trackers: tuple[Tracker, ...] = ()
     begun: Mapping[str, Any] | None = None
 
+    def untrained(self, windows: Windows) -> Policy:
+        """The policy before its first step, on the device of the demonstrations, whose statistics it has."""
+        torch.manual_seed(self.training.seed)
+        policy = self.kind(self.spec).to(windows.device)
+        policy.fit(windows)
+        if self.weights:
+            load_backbone(policy, self.weights)
+        return policy
+
     def describe(self) -> None:
         """Write down how the run was begun."""
         if self.begun is not None:
-            (self.out / BEGUN).write_text(json.dumps(self.begun, indent=1))
+            replace_text(self.out / BEGUN, json.dumps(self.begun, indent=1))
 
 
 def fit(
@@ -69,9 +83,10 @@ def fit(
     resume: bool = False,
     processes: Processes | None = None,
 ) -> Path:
-    """Train, with checkpoints under `checkpoints`, and the limits of the demonstrated actions in their notes.
+    """Train, with checkpoints under `checkpoints`; their notes hold the limits of the demonstrated actions.
 
-    SIGTERM and Ctrl-C save a checkpoint and end the training early.
+    SIGTERM and Ctrl-C save a checkpoint and end the training early. A run that is there is deleted when the inputs of
+    the new one are known to be good.
 
     Where several processes train, each calls this; the first one prints, writes and evaluates.
 
@@ -86,17 +101,14 @@ def fit(
 
     Raises:
         BlockingIOError: Another process trains in the same folder.
-        ValueError: A run that is resumed with other demonstrations.
+        ImportError: A tracker whose tool is not installed.
+        ValueError: A run that is resumed with other demonstrations, a batch that does not fit them, or no such task.
         SystemExit: SIGTERM, with the status 143.
     """
-    processes = processes or Single()
-    torch.manual_seed(job.training.seed)
-    policy = job.kind(job.spec).to(windows[0].device)
-    policy.fit(windows[0])
-    limits = Safety.fit(windows[0].actions, windows[0].starts)
-    job = replace(job, notes={**job.notes, **limits.noted()})
-    if job.weights:
-        load_backbone(policy, job.weights)
+    processes, policy = processes or Single(), job.untrained(windows[0])
+    job = replace(job, notes={**job.notes, **_noted(job, windows[0])})
+    for tracker in job.trackers:
+        tracker.check()
     checkpoints = Checkpoints(job.out, job.training.keep_last, job.training.keep_best)
     with checkpoints.locked() if processes.rank == 0 else nullcontext():
         if isinstance(policy, NearestNeighbour):
@@ -106,39 +118,75 @@ def fit(
             job.describe()
             return policy.save(job.out, job.notes)
         learner = Learner(policy, job.training, processes)
+        check_batch(learner, windows[0])
+        if processes.rank == 0:
+            _try_task(job, learner.average.policy)
         if resume:
             _resume(job, learner, checkpoints)
         elif processes.rank == 0:
-            shutil.rmtree(checkpoints.folder, ignore_errors=True)
-            (job.out / BEGUN).unlink(missing_ok=True)
+            _begin(job, checkpoints)
         return _run(job, learner, windows, checkpoints)
 
 
+def _begin(job: Job, checkpoints: Checkpoints) -> None:
+    """Make room for a run that is begun anew, and write down how."""
+    (job.out / BEGUN).unlink(missing_ok=True)  # first: what is half deleted must not be resumed
+    shutil.rmtree(checkpoints.folder, ignore_errors=True)
+    job.describe()
+
+
+def _noted(job: Job, windows: Windows) -> dict[str, Any]:
+    """The limits of the demonstrated actions, and the precision that is computed in, wanted or not."""
+    half = job.training.bfloat16 and has_bfloat16(windows.device)
+    return {**Safety.fit(windows.actions, windows.starts).noted(), "precision": "bfloat16" if half else "float32"}
+
+
 def _resume(job: Job, learner: Learner, checkpoints: Checkpoints) -> None:
-    resumed, name = checkpoints.resume(learner), "demonstrations"
+    name, fitted = "demonstrations", _constants(learner.policy)
+    resumed = checkpoints.resume(learner)
     if resumed is None:
         if learner.processes.rank == 0:
             print(f"no checkpoint in {checkpoints.folder} is whole: beginning anew", file=sys.stderr)
-    elif resumed.notes.get(name) != job.notes.get(name):
+        return
+    got, expected = job.notes.get(name), resumed.notes.get(name)
+    others = [feature for feature, held in _constants(learner.policy).items() if _differ(fitted[feature], held)]
+    if got != expected or others:
+        other = expected if got != expected else f"others, with other statistics of {' and '.join(others)}"
         raise ValueError(
-            f"got the demonstrations {job.notes.get(name)}, but {job.out} was begun with {resumed.notes.get(name)}, "
+            f"got the demonstrations {got}, but {job.out} was begun with {other}, "
             "expected the same: restore the data and the recipe, or begin a new run"
         )
+
+
+def _constants(policy: Policy) -> dict[str, Tensor]:
+    """Scale and offset of every feature, which come from the demonstrations."""
+    names = (*policy.spec.observations, "action")
+    return {name: torch.stack(policy.constants(name)).double().cpu() for name in names}
+
+
+def _differ(fitted: Tensor, held: Tensor) -> bool:
+    """Whether what the one normalises to -1 or 1 is elsewhere for the other."""
+    (scale, offset), (other, shift) = fitted, held
+    ends = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
+    found = scale.flatten() * (ends - shift.flatten()) / other.flatten() + offset.flatten()
+    return bool(((found - ends).abs() > _SAME).any())
 
 
 def _run(job: Job, learner: Learner, windows: tuple[Windows, Windows | None], checkpoints: Checkpoints) -> Path:
     last, asked, first = None, 0, learner.processes.rank == 0
     with _Stop.caught() as stop, _Report(job, learner.step) if first else nullcontext() as report:
         for now in train(learner, *windows, stopped=lambda: bool(stop.asked)):
-            if first and last is None:
-                job.describe()
             last = now
-            success = _evaluated(job, learner, now, stop)
+            success, failure = _tried(job, learner, now, stop)
             if report:
                 report(now, success)
             asked = int(learner.processes.most(stop.asked))  # a signal reaches the processes at different steps
-            if asked or _due(job, now) or now.step % job.training.save_every == 0 or now.fraction >= 1:
-                checkpoints.save(learner, job.notes, _score(job, now, success))
+            score = _score(job, now, success)
+            if asked or _saves(job, learner, checkpoints, now, score):
+                checkpoints.save(learner, job.notes, score)
+            if failure:
+                print(f"step {now.step} is saved, but could not be tried in closed loop", file=sys.stderr)
+                raise failure
             if asked:
                 break
     average = learner.averaged()
@@ -153,6 +201,22 @@ def _run(job: Job, learner: Learner, windows: tuple[Windows, Windows | None], ch
     if asked == signal.SIGTERM:
         sys.exit(128 + signal.SIGTERM)
     return job.out / FILE
+
+
+def _try_task(job: Job, policy: Policy) -> None:
+    """One step in the environment of the evaluations, so that what is wrong there shows before the training."""
+    if _evaluates(job) and job.task is not None:
+        slots = Slots(policy, job.task, [_FIRST_SEED], 1)
+        with closing(slots.envs):
+            list(slots.step())
+
+
+def _tried(job: Job, learner: Learner, now: Progress, stop: "_Stop") -> tuple[float | None, Exception | None]:
+    """Success where the policy is tried, or what went wrong, for after the step is saved."""
+    try:
+        return _evaluated(job, learner, now, stop), None
+    except Exception as error:  # whatever an environment raises
+        return None, error
 
 
 def _evaluated(job: Job, learner: Learner, now: Progress, stop: "_Stop") -> float | None:
@@ -172,17 +236,32 @@ def _evaluated(job: Job, learner: Learner, now: Progress, stop: "_Stop") -> floa
     return sum(won) / len(won)
 
 
+def _evaluates(job: Job) -> bool:
+    """Whether the policy is tried in closed loop while it trains."""
+    return job.training.evaluate_every is not None and job.task is not None
+
+
 def _due(job: Job, now: Progress) -> bool:
     """Whether the policy is tried now, and saved, for it may be the best."""
-    every = job.training.evaluate_every
-    return every is not None and job.task is not None and (now.step % every == 0 or now.fraction >= 1)
+    every = job.training.evaluate_every or 1
+    return _evaluates(job) and (now.step % every == 0 or now.fraction >= 1)
 
 
 def _score(job: Job, now: Progress, success: float | None) -> float | None:
     """What the best checkpoints are the best by."""
-    if job.training.evaluate_every is not None and job.task is not None:
+    if _evaluates(job):
         return success
-    return -now.validation.loss if now.validation else None
+    return -now.validation.loss if now.validation and math.isfinite(now.validation.loss) else None
+
+
+def _saves(job: Job, learner: Learner, checkpoints: Checkpoints, now: Progress, score: float | None) -> bool:
+    """Whether to save: it is time, or the policy is among the best. All processes get the same answer."""
+    spec = job.training
+    if _due(job, now) or now.step % spec.save_every == 0 or now.fraction >= 1:
+        return True
+    if _evaluates(job) or now.step % spec.validate_every:
+        return False
+    return learner.processes.most(score is not None and checkpoints.would_keep(score)) > 0
 
 
 class _Stop:
@@ -218,6 +297,8 @@ class _Report:
 
     def __init__(self, job: Job, step: int) -> None:
         self._trackers, self._skipped = (JsonLines(), *job.trackers), job.out / "skipped.jsonl"
+        if self._skipped.is_file():
+            cut(self._skipped, step)
         for tracker in self._trackers:
             tracker.open(job.out, job.notes, step)
         self._losses: list[float] = []
@@ -241,20 +322,22 @@ class _Report:
             self._losses.append(now.loss)
         if now.validation is not None:
             self._seen = f", validation {now.validation.loss:.4f}"
-        if self._losses and (now.step % _LINES_EVERY == 0 or now.validation or success is not None):
+        if now.validation or success is not None or (self._losses and now.step % _LINES_EVERY == 0):
             self._log(now, success)
         self._bar.update(100 * now.fraction - self._shown)
         self._shown = 100 * now.fraction
 
     def _log(self, now: Progress, success: float | None) -> None:
-        mean, self._losses = sum(self._losses) / len(self._losses), []
+        mean = sum(self._losses) / len(self._losses) if self._losses else None  # all were skipped
+        self._losses = []
         figures = {name: value for name, value in asdict(now).items() if name not in ("step", "skipped", "validation")}
         figures |= {"loss": mean, "success": success, "samples_per_second": now.samples / now.seconds}
         figures |= {"validation": None} if now.validation is None else _figures(now.validation)
         for tracker in self._trackers:
             tracker.log(now.step, figures)
         seen = self._seen if success is None else f"{self._seen}, success {success:.0%}"
-        self._bar.set_postfix_str(f"step {now.step}, loss {mean:.4f}{seen}, {now.samples / now.seconds:,.0f} samples/s")
+        loss = "none finite" if mean is None else f"{mean:.4f}"
+        self._bar.set_postfix_str(f"step {now.step}, loss {loss}{seen}, {now.samples / now.seconds:,.0f} samples/s")
 
 
 def _figures(found: Validation) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import torch
 
+from poise.cli.devices import check_device
 from poise.plain import concrete
 from poise.policies import DiffusionPolicy, Policy
 from poise.sampling import Grid, Sampler
@@ -69,7 +70,12 @@ class Hardware:
     threads: int | None = None
 
     def take(self, policy: AnyPolicy) -> AnyPolicy:
-        """Set the threads, and bring the policy to the device."""
+        """Set the threads, and bring the policy to the device.
+
+        Raises:
+            ValueError: No such device on this machine.
+        """
+        check_device(self.device)
         if self.threads:
             torch.set_num_threads(self.threads)
         return policy.to(self.device)

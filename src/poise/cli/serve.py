@@ -1,6 +1,7 @@
 """`poise serve CHECKPOINT`: plans for robots over the network."""
 
 import logging
+import os
 import ssl
 import sys
 from collections.abc import Mapping
@@ -13,8 +14,8 @@ from typing import Annotated, Any
 import tyro
 
 from poise.cli.running import Hardware, Sampling
-from poise.policies import Safety, limited, load_checkpoint
-from poise.serving import Dashboard, Filter, Limits, Observer, Planner, Recording, Server, read_key, run
+from poise.policies import DiffusionPolicy, Policy, Safety, compiled, load_checkpoint
+from poise.serving import Dashboard, Limits, Observer, Planner, Recording, Server, read_key, run
 
 
 @dataclass(frozen=True)
@@ -68,11 +69,48 @@ class Watch:
     dashboard: bool = False
 
 
+@dataclass(frozen=True)
+class Machine:
+    """What runs the policy, and how fast.
+
+    Attributes:
+        hardware: What runs it.
+        compile: Compile it for batches of 1, 2, 4 and so on up to this many robots, which on a CPU takes a minute or
+            more each before clients may come; larger batches are planned as without (see `poise.compiled`).
+    """
+
+    hardware: Annotated[Hardware, tyro.conf.arg(name="")] = Hardware()  # noqa: RUF009 (frozen)
+    compile: int | None = None
+
+    def sizes(self) -> tuple[int, ...]:
+        """The batches that it is compiled for.
+
+        Raises:
+            ValueError: A batch of nobody.
+        """
+        if self.compile is not None and self.compile < 1:
+            raise ValueError(f"got --compile {self.compile}, expected the robots of the largest batch, 1 or more")
+        return () if self.compile is None else tuple(1 << k for k in range((self.compile - 1).bit_length() + 1))
+
+    def take(self, policy: Policy, sampling: Sampling) -> Policy:
+        """The policy on the device, as it samples, and compiled where that is asked for.
+
+        Raises:
+            ValueError: A batch of nobody, or a policy that cannot be compiled.
+        """
+        sizes, policy = self.sizes(), sampling.of(self.hardware.take(policy))
+        if not sizes:
+            return policy
+        if not isinstance(policy, DiffusionPolicy):
+            raise ValueError(f"got --compile for a {type(policy).__name__}, expected a DiffusionPolicy: leave it out")
+        return compiled(policy, sizes)
+
+
 def serve(
     checkpoint: Annotated[Path, tyro.conf.Positional],
     listen: Annotated[Listen, tyro.conf.arg(name="")] = Listen(),  # noqa: B008 (frozen)
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),  # noqa: B008 (frozen)
-    hardware: Annotated[Hardware, tyro.conf.arg(name="")] = Hardware(),  # noqa: B008 (frozen)
+    machine: Annotated[Machine, tyro.conf.arg(name="")] = Machine(),  # noqa: B008 (frozen)
     limits: Annotated[Limits, tyro.conf.arg(name="")] = Limits(),  # noqa: B008 (frozen)
     watch: Annotated[Watch, tyro.conf.arg(name="")] = Watch(),  # noqa: B008 (frozen)
     safety: bool = True,
@@ -80,7 +118,7 @@ def serve(
 ) -> None:
     """Serve a policy to many robots at once, over WebSockets in openpi's protocol, until SIGTERM or Ctrl-C.
 
-    On the robot, which needs no torch: pip install 'poise[serve]', and
+    On the robot, which needs no torch: pip install --no-deps poise, pip install numpy msgpack websockets, and
 
         from poise.client import Client
         with Client("ws://127.0.0.1:8000") as client:
@@ -95,7 +133,7 @@ def serve(
         checkpoint: A file or directory of `poise train`.
         listen: Where, and to whom.
         sampling: How plans are sampled.
-        hardware: What runs the policy.
+        machine: What runs the policy.
         limits: What a client may do.
         watch: What is kept and shown.
         safety: Hold every plan to the limits that the checkpoint notes of its demonstrations.
@@ -104,24 +142,27 @@ def serve(
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", stream=sys.stderr)
     found = load_checkpoint(checkpoint)
-    policy, filters = sampling.of(hardware.take(found.policy)), [_limiting(found.notes)] if safety else []
+    limiting = _limiting(found.notes) if safety else None
+    policy = machine.take(found.policy, sampling)
     key, tls = listen.key(), listen.tls()
     with ExitStack() as stack:
         dashboard = Dashboard(policy) if watch.dashboard else None
         path = watch.record
         recording = None if path is None else stack.enter_context(Recording(path, policy.spec))
         observers: list[Observer] = [one for one in (dashboard, recording) if one is not None]
-        server = Server(Planner(policy, seed, filters, observers), limits, key, dashboard, recording)
+        planner = Planner(policy, seed, observers=observers, safety=limiting, sizes=machine.sizes())
+        server = Server(planner, limits, key, dashboard, recording)
         run(server, listen.host, listen.port, tls, partial(print, flush=True))
+    if server.busy:  # a thread is still inside the policy, and the interpreter would abort it and itself
+        sys.stdout.flush()
+        os._exit(0)
 
 
-def _limiting(notes: Mapping[str, Any]) -> Filter:
-    """What holds plans to the limits in the notes of a checkpoint."""
+def _limiting(notes: Mapping[str, Any]) -> Safety:
     try:
-        limits = Safety.of(notes)
+        return Safety.of(notes)
     except ValueError as error:
         raise ValueError(f"{error}. Or serve without limits: --no-safety") from error
-    return lambda plan: limited(plan, limits)[0]
 
 
-__all__ = ["Listen", "Watch", "serve"]
+__all__ = ["Listen", "Machine", "Watch", "serve"]

@@ -92,14 +92,16 @@ def train_recipe(arguments: list[str]) -> None:
             f"{run.out} holds a run already: go on with it by poise train --resume {run.out}, name another --out, or "
             "begin anew with --overwrite"
         )
-    begun = {"arguments": [str(path.resolve()), *arguments[1:]], "specs": _specs(run)}
-    _train(replace(_job(path, run), begun=begun), path, run, resume=False)
+    _train(replace(_job(path, run), begun=_begun(path, run, arguments[1:])), path, run, resume=False)
 
 
 def _resume(arguments: list[str]) -> None:
     """Go on with the run in the folder that is named."""
     if len(arguments) != 1 or not (Path(arguments[0]) / BEGUN).is_file():
-        raise ValueError(f"got --resume {' '.join(arguments)}, expected one folder that poise train has written")
+        raise ValueError(
+            f"got --resume {' '.join(arguments)}, expected one folder that poise train has written, with its {BEGUN}: "
+            "what was stopped before that was there is begun by poise train RECIPE"
+        )
     out = Path(arguments[0])
     described = json.loads((out / BEGUN).read_text())
     path = Path(described["arguments"][0])
@@ -160,8 +162,24 @@ def _train(job: Job, path: Path, run: Run, resume: bool) -> None:
         print(f"wrote {file}\nnext: poise evaluate {run.out} --recipe {path}")
 
 
+def _begun(path: Path, run: Run, arguments: list[str]) -> dict[str, Any]:
+    """What a run is resumed by, from whatever folder: its command line with whole paths, and what that comes to."""
+    given = {"--data": run.data, "--weights": run.weights}
+    places = [word for name, place in given.items() if place for word in (name, _whole(place))]
+    return {"arguments": [str(path.resolve()), *arguments, *places], "specs": _specs(run)}
+
+
 def _specs(run: Run) -> dict[str, Any]:
-    return {"policy": to_plain(run.recipe.policy), "training": to_plain(run.recipe.training), "method": run.method}
+    """What must be the same when the run goes on, as JSON data."""
+    recipe = run.recipe
+    found = {name: getattr(recipe, name) for name in ("policy", "training", "episodes", "validation", "padded")}
+    places = {"data": run.data and _whole(run.data), "weights": run.weights and _whole(run.weights)}
+    return to_plain({**found, "method": run.method, **places})
+
+
+def _whole(place: Path) -> str:
+    """A path from the root, or what names no file here as it is."""
+    return str(place.resolve() if place.exists() else place)
 
 
 def _flat(plain: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

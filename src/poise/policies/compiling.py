@@ -46,7 +46,7 @@ def compiled(
         batches: Numbers of robots that plan at once.
         weights: Of the network: `torch.float32`, or `torch.bfloat16`, which halves what every evaluation reads, and
             rounds its matrix products to three digits; where the device has no instructions for it, they stay float32,
-            and a warning says so.
+            and one line on stderr says so.
 
     Raises:
         ValueError: A feature without statistics, no batch size or one below 1, or weights of another type.

@@ -24,6 +24,7 @@ from poise.typing import Actions, Noise, Observation, Tokens
 _FITTED = 200_000  # windows, evenly spread, that the statistics of actions come from
 _PIXELS = 1_000_000  # likewise, for those of a camera
 _AT_ONCE = 50_000
+_PARTS = 8  # of a batch, that a forgetful training encodes one after the other
 
 
 class Policy(nn.Module, ABC):
@@ -33,8 +34,8 @@ class Policy(nn.Module, ABC):
         spec: Description of the policy.
 
     Attributes:
-        forgetful: Whether training keeps nothing of what the encoder computes and computes it again for the gradient:
-            a third more time there, and the memory of large batches of images.
+        forgetful: Whether training keeps nothing of what the encoder computes and computes it again for the gradient,
+            a part of the batch at a time: a third more time there, and the memory of large batches of images.
     """
 
     def __init__(self, spec: PolicySpec) -> None:
@@ -129,8 +130,15 @@ class Policy(nn.Module, ABC):
         with self._exact():
             seen = self.normalised(observation, draws)
         if self.forgetful and self.training:
-            return checkpoint(self.encoder, seen, use_reentrant=False)
+            return self._forgotten(seen)
         return self.encoder(seen)
+
+    def _forgotten(self, seen: Mapping[str, Tensor]) -> Tokens:
+        """Tokens whose parts are computed again for the gradient, one after the other: a whole batch would be there."""
+        size = -(-len(next(iter(seen.values()))) // _PARTS)
+        parts = zip(*(values.split(size) for values in seen.values()), strict=True)
+        some = (dict(zip(seen, part, strict=True)) for part in parts)
+        return torch.cat([checkpoint(self.encoder, part, use_reentrant=False) for part in some])
 
     def _exact(self) -> torch.autocast:
         """No autocast: bfloat16 would round colours by levels of grey, and targets in space by millimetres."""

@@ -5,7 +5,8 @@ from poise.serving.limits import Limits, read_key
 from poise.serving.planning import Filter, Observer, Planner, Served
 from poise.serving.recording import Recording
 from poise.serving.replanning import Replanned, replan
-from poise.serving.server import Server, run
+from poise.serving.running import run
+from poise.serving.server import Server
 
 __all__ = [
     "Dashboard",

@@ -2,8 +2,8 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -12,8 +12,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from poise.serving.sessions import Name, Request, Turn, joined
+from poise.serving.worker import Worker
 
 T = TypeVar("T")
+
+KINDS = "range", "change", "acceleration", "jerk", "rejected"
+"""Kinds of interventions: of an action that wanted to break a limit, and of a whole plan that did not leave."""
 
 _PAUSE = 0.05  # of the time that a batch took: for the next ones to arrive
 
@@ -26,7 +30,8 @@ class Planned(NamedTuple):
         seconds: That the policy took, for the whole batch.
         batch: Robots that were planned for at once.
         waited: Seconds before.
-        changed: Actions that a filter changed.
+        changed: Actions that a filter or a limit changed.
+        interventions: Counts by `KINDS`, none of 0; an action may count under several of the limits.
         seen: What the policy saw: name -> `(1, history, ...)`.
         turn: Which plan of its robot it is.
     """
@@ -36,12 +41,26 @@ class Planned(NamedTuple):
     batch: int
     waited: float
     changed: int
+    interventions: Counter[str]
     seen: Mapping[str, Tensor]
     turn: Turn
 
 
 class SupersededError(Exception):
     """A request whose robot sent a newer one before it was planned for."""
+
+
+class RejectedError(ValueError):
+    """A plan that does not leave: it is not finite, a filter refused it, or the policy failed to make it.
+
+    Args:
+        why: What the client is told.
+        planned: What the policy made, or zeros.
+    """
+
+    def __init__(self, why: str, planned: Planned) -> None:
+        super().__init__(why)
+        self.planned = planned
 
 
 @dataclass
@@ -99,7 +118,8 @@ class Batcher:
         self._waiting: dict[Hashable, dict[Name, Job]] = {}
         self._some, self._idle = asyncio.Event(), asyncio.Event()
         self._idle.set()
-        self._worker = ThreadPoolExecutor(1, "poise-plan")
+        self._worker = Worker("poise-plan")
+        self._begun: float | None = None
 
     def submit(self, client: Hashable, request: Request) -> asyncio.Future[Planned]:
         """Have a robot planned for; what it waited for until now is superseded.
@@ -126,7 +146,7 @@ class Batcher:
 
     async def call(self, function: Callable[..., T], *arguments: Any) -> T:
         """Call a function in the worker thread."""
-        return await asyncio.get_running_loop().run_in_executor(self._worker, function, *arguments)
+        return await asyncio.wrap_future(self._worker.submit(function, *arguments))
 
     async def run(self) -> None:
         """Plan without end."""
@@ -136,6 +156,7 @@ class Batcher:
                 self._idle.set()
                 await self._some.wait()
             jobs, begin = self._take(), time.perf_counter()
+            self._begun = begin
             try:
                 outcomes = await self.call(self._work.plan, jobs)
                 for job, outcome in zip(jobs, outcomes, strict=True):
@@ -144,6 +165,7 @@ class Batcher:
             except Exception as error:  # or all robots would wait for ever
                 for job in jobs:
                     _settle(job, error)
+            self._begun = None
             # Those who were answered together ask again together, if the first of them does not begin a batch alone.
             await asyncio.sleep(_PAUSE * (time.perf_counter() - begin))
 
@@ -163,7 +185,12 @@ class Batcher:
 
     def close(self) -> None:
         """End the worker when its batch has ended."""
-        self._worker.shutdown(wait=False, cancel_futures=True)
+        self._worker.close()
+
+    @property
+    def busy(self) -> float:
+        """Seconds since the batch that is planned began; 0 where none is."""
+        return 0.0 if self._begun is None else time.perf_counter() - self._begun
 
 
 def _settle(job: Job, outcome: Planned | Exception) -> None:
@@ -175,4 +202,4 @@ def _settle(job: Job, outcome: Planned | Exception) -> None:
         job.answer.set_result(outcome)
 
 
-__all__ = ["Batcher", "Job", "Planned", "SupersededError", "Work"]
+__all__ = ["KINDS", "Batcher", "Job", "Planned", "RejectedError", "SupersededError", "Work"]

@@ -30,6 +30,7 @@ class Limits:
         ping_seconds: Between two pings, and for the answer to one: who is gone or does not read is dropped after twice
             that.
         message_seconds: For the parts of one message, in either direction.
+        plan_seconds: For one batch; beyond that `/healthz` tells that the server hangs.
         drain_seconds: For what is under way when the server is told to stop.
 
     Raises:
@@ -45,6 +46,7 @@ class Limits:
     open_seconds: float = 5.0
     ping_seconds: float = 8.0
     message_seconds: float = 10.0
+    plan_seconds: float = 30.0
     drain_seconds: float = 10.0
 
     def __post_init__(self) -> None:

@@ -3,6 +3,7 @@
 import logging
 import secrets
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import replace
 from typing import NamedTuple, Protocol
@@ -12,8 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from poise.policies import Policy
-from poise.serving.batching import Job, Planned
+from poise.policies import Policy, Safety, limited
+from poise.serving.batching import KINDS, Job, Planned, RejectedError
 from poise.serving.sessions import Name, Request, Session, Turn
 from poise.typing import Noise
 
@@ -29,7 +30,8 @@ class Served(NamedTuple):
     Attributes:
         client: Number of the connection.
         request: The observation, of which robot it is, and whether an episode began with it.
-        planned: The plan, as it is sent, and its times.
+        planned: The plan, as it is sent, and its times; where `interventions` count it as `rejected`, it is not sent:
+            then it is what the policy made, or zeros where the policy failed.
     """
 
     client: Hashable
@@ -59,6 +61,15 @@ class Window(NamedTuple):
     turn: Turn
 
 
+class _Passed(NamedTuple):
+    """A plan behind the filters and the limits, or as it was before where something is wrong with it."""
+
+    actions: NDArray[np.float32]
+    changed: int
+    interventions: Counter[str]
+    wrong: Exception | None
+
+
 class Planner:
     """The robots of all connections and the policy that plans for them, as the `Work` of a `Batcher`.
 
@@ -67,6 +78,11 @@ class Planner:
         seed: Of the noise of every robot, so that plans depend on its observations alone; None draws one each.
         filters: What every plan passes, one after the other.
         observers: What is told of every plan.
+        safety: Limits that every plan is held to behind the filters.
+        sizes: Of batches that the policy is compiled for; smaller ones are filled up.
+
+    Raises:
+        ValueError: Limits of another number of dimensions than the actions of the policy.
     """
 
     def __init__(
@@ -75,14 +91,22 @@ class Planner:
         seed: int | None = None,
         filters: Sequence[Filter] = (),
         observers: Sequence[Observer] = (),
+        safety: Safety | None = None,
+        sizes: Sequence[int] = (),
     ) -> None:
         policy.ready()
+        if safety is not None and len(safety.low) != policy.spec.action:
+            raise ValueError(
+                f"got limits of {len(safety.low)} dimensions for a policy whose actions have {policy.spec.action}, "
+                "expected as many: take the limits of this policy's own demonstrations, or serve without limits"
+            )
+        self.safety, self._sizes = safety, sizes
         self.policy, self._seed, self._filters, self._observers = policy.eval(), seed, filters, observers
         self._sessions: dict[tuple[Hashable, Name], Session] = {}
 
     def warm_up(self) -> None:
         """Plan for zeros, alone and in a batch: the first plans of a process take many times as long."""
-        for batch in (1, 2):
+        for batch in sorted({1, 2, *self._sizes}):
             self.policy.plan(self.policy.blank(batch)).cpu()
 
     def forget(self, client: Hashable) -> None:
@@ -104,20 +128,20 @@ class Planner:
             plans = self._plans(list(group.values()))
             seconds = time.perf_counter() - begin
             for (number, seen), plan in zip(group.items(), plans, strict=True):
-                if isinstance(plan, Exception):
-                    outcomes[number] = plan
-                    continue
                 times = seconds, len(group), begin - jobs[number].since
-                outcomes[number] = Planned(plan[0], *times, plan[1], seen.observation, seen.turn)
+                done = plan.changed, plan.interventions
+                planned = Planned(plan.actions, *times, *done, seen.observation, seen.turn)
+                outcomes[number] = planned if plan.wrong is None else RejectedError(str(plan.wrong), planned)
         return [outcomes[number] for number in range(len(jobs))]
 
     def tell(self, jobs: Sequence[Job], outcomes: Sequence[Planned | Exception]) -> None:
-        """Hand every plan to the observers; one that fails is logged."""
+        """Hand every plan to the observers, rejected ones too; an observer that fails is logged."""
         for job, outcome in zip(jobs, outcomes, strict=True):
-            if isinstance(outcome, Exception):
+            planned = outcome.planned if isinstance(outcome, RejectedError) else outcome
+            if isinstance(planned, Exception):
                 continue
             reset = any(request.reset for request in job.requests)
-            served = Served(job.client, replace(job.requests[-1], reset=reset), outcome)
+            served = Served(job.client, replace(job.requests[-1], reset=reset), planned)
             for observer in self._observers:
                 try:
                     observer(served)
@@ -133,32 +157,40 @@ class Planner:
     def _seen(self, job: Job) -> Window:
         session = self._session(job)
         for request in job.requests:
-            session.observe(request)
+            session.observe(request, superseded=request is not job.requests[-1])
         return Window(session.window(), session.noise(), session.turn())
 
-    def _plans(self, windows: Sequence[Window]) -> list[tuple[NDArray[np.float32], int] | Exception]:
+    def _plans(self, windows: Sequence[Window]) -> list[_Passed]:
+        filled = _filled(windows, self._sizes)
         try:
-            batch = {n: torch.cat([window.observation[n] for window in windows]) for n in windows[0].observation}
+            batch = {n: torch.cat([window.observation[n] for window in filled]) for n in windows[0].observation}
             plans = self.policy.plan(batch, _each([window.noise for window in windows])).cpu().numpy()
         except Exception as error:
             if len(windows) == 1:
-                return [_told(error)]
+                nothing = np.zeros((self.policy.spec.planned, self.policy.spec.action), np.float32)
+                return [_rejected(nothing, error)]
             # One of them is to blame, and the others shall not pay for it.
             half = len(windows) // 2
             return [*self._plans(windows[:half]), *self._plans(windows[half:])]
-        return [self._filtered(plan) for plan in plans]
+        return [self._passed(plan) for plan in plans[: len(windows)]]
 
-    def _filtered(self, plan: NDArray[np.float32]) -> tuple[NDArray[np.float32], int] | Exception:
-        """The plan that leaves, and how many of its actions the filters changed."""
-        before = plan.copy() if self._filters else plan
+    def _passed(self, plan: NDArray[np.float32]) -> _Passed:
+        before, done = plan.copy(), Counter[str]()
         try:
             for each in self._filters:
                 plan = each(plan)
             if not np.isfinite(plan).all():
                 raise ValueError("the policy planned NaN or infinity, expected finite actions: hold the robot")
-            return plan, int((plan != before).any(1).sum())
+            if self.safety is not None:
+                plan, done = limited(plan, self.safety)
+            kinds = Counter({kind: done[kind] for kind in KINDS if done[kind]})
+            return _Passed(plan, int((plan != before).any(1).sum()), kinds, None)
         except Exception as error:
-            return _told(error)
+            return _rejected(before, error)
+
+
+def _rejected(plan: NDArray[np.float32], error: Exception) -> _Passed:
+    return _Passed(plan, 0, Counter(rejected=1), _told(error))
 
 
 def _told(error: Exception) -> Exception:
@@ -169,11 +201,18 @@ def _told(error: Exception) -> Exception:
     return RuntimeError("the server failed to plan: its log tells more")
 
 
+def _filled(windows: Sequence[Window], sizes: Sequence[int]) -> list[Window]:
+    """A batch of the next size that there is, with the last window again and again; as it is where there is none."""
+    size = min((size for size in sizes if size >= len(windows)), default=len(windows))
+    return [*windows, *[windows[-1]] * (size - len(windows))]
+
+
 def _each(sources: Sequence[Noise]) -> Noise:
-    """Noise whose row i comes from source i."""
+    """Noise whose row i comes from source i; rows beyond them have none, so that no source draws for them."""
 
     def draw(x: Tensor, t: float, s: float) -> Tensor:
-        return torch.cat([source(x[i : i + 1], t, s) for i, source in enumerate(sources)])
+        drawn = [source(x[i : i + 1], t, s) for i, source in enumerate(sources)]
+        return torch.cat([*drawn, torch.zeros_like(x[len(sources) :])])
 
     return draw
 

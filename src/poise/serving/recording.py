@@ -4,6 +4,7 @@ import logging
 import queue
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ from numpy.typing import NDArray
 
 from poise.data import Facts, Feature, Recorder, Role, Rows
 from poise.policies import PolicySpec
+from poise.serving.batching import KINDS
 from poise.serving.planning import Served
 
 Row = dict[str, NDArray[Any]]
@@ -22,16 +24,17 @@ PREFIX = "serving."
 _MOST = 256 * 2**20  # bytes in memory
 _SECONDS = 5.0  # until a row is on the disk
 _TIMES = "time", "infer_ms", "queue_ms"
-_NUMBERS = "batch", "age", "changed", "client", "episode", "plan", "seed"
+_NUMBERS = "batch", "age", "changed", *KINDS, "client", "episode", "plan", "seed"
 _log = logging.getLogger("poise.serving")
 
 
 class Recording:
     """An `Observer` that records every plan, for `poise.data.read`; a context manager.
 
-    A row is one plan. Its features are what the policy saw, `(history, ...)` each, and `action`, the action that was
-    due when the observation came. Features that are optional are zeros where they were not given, as the flags
-    `serving.given` say. Further ones are `serving.actions` `(planned, action)`, the plan as it was sent, and
+    A row is one plan. Its features are what the policy saw, `(history, ...)` each, and `action`, the action of the plan
+    for the moment that the observation came, whether or not the robot executed it. Features that are optional are zeros
+    where they were not given, as the flags `serving.given` say. Further ones are `serving.actions`
+    `(planned, action)`, the plan as it was sent, and
 
     | feature | dimension | what |
     |---|---|---|
@@ -39,7 +42,9 @@ class Recording:
     | | `infer_ms`, `queue_ms` | as in the reply |
     | `serving.numbers` | `batch` | as in the reply |
     | | `age` | control steps since the observation was taken |
-    | | `changed` | actions of the plan that a filter changed |
+    | | `changed` | actions of the plan that a filter or a limit changed |
+    | | `range`, `change`, `acceleration`, `jerk` | actions that wanted to break this limit |
+    | | `rejected` | 1 for a plan that did not leave |
     | | `client` | number of the connection |
     | | `episode`, `plan` | number among the robot's episodes, and among the plans of the episode |
     | | `seed` | of the noise of the episode |
@@ -49,7 +54,11 @@ class Recording:
     Rows reach the disk within a few seconds, and so survive the end of the process, however it comes. For that a long
     episode of a robot becomes several of the recording, with the same task, which names connection, robot and episode.
 
-    The planner never waits for the disk: where that is too slow, plans are dropped from the record and counted.
+    Plans that did not leave are episodes of their own, whose task ends with `rejected`: as the policy made them, with
+    zeros for what is not finite or was not made.
+
+    The planner never waits for the disk: where that is too slow, plans are dropped from the record and counted. So are
+    those that come when the recording is closed.
 
     Args:
         path: A folder that does not exist, or an earlier recording of a policy with the same features.
@@ -72,7 +81,7 @@ class Recording:
         self._recorder = Recorder(path, Facts(roles=roles, names=_names(spec)), looks)
         self._size = sum(look.dtype.itemsize * int(np.prod(look.shape)) for look in looks.values())
         self._rows: queue.SimpleQueue[tuple[str, Row] | None] = queue.SimpleQueue()
-        self._lock, self._held = threading.Lock(), 0  # rows in memory
+        self._lock, self._held, self._closed = threading.Lock(), 0, False  # rows in memory
         self._thread = threading.Thread(target=self._run, name="poise-record", daemon=True)
         self._thread.start()
 
@@ -84,30 +93,36 @@ class Recording:
 
     def __call__(self, served: Served) -> None:
         """Take note of one plan; never waits."""
-        name, episode, row = served.request.robot, served.planned.turn.episode, self._row(served)
-        with self._lock:
-            full = (self._held + 1) * self._size > self._most
-            self._held += not full
-            self.dropped += full
-        if not full:
-            robot = "" if name is None else f", robot {name!r}"
-            self._rows.put((f"connection {served.client}{robot}, episode {episode}", row))
+        task, row = _task(served), self._row(served)
+        with self._lock:  # no row comes after the end
+            closed, full = self._closed, (self._held + 1) * self._size > self._most
+            if closed or full:
+                self.dropped += 1
+            else:
+                self._held += 1
+                self._rows.put((task, row))
+        if closed:
+            _log.warning("a plan of %s came after the end of the record, and is not in it", task)
 
     def close(self) -> None:
         """Write what waits, and let go of the recording."""
-        self._rows.put(None)
+        with self._lock:
+            self._closed = True
+            self._rows.put(None)
         self._thread.join()
         self._recorder.close()
 
     def _row(self, served: Served) -> Row:
         planned, age = served.planned, served.request.age
+        actions = np.where(np.isfinite(planned.actions), planned.actions, 0.0)
+        kinds = [planned.interventions[kind] for kind in KINDS]
         rows: dict[str, Any] = {
             **{name: planned.seen[name][0].numpy(force=True) for name in planned.seen},
             f"{PREFIX}given": [name in planned.seen for name in self._spec.optional],
-            "action": planned.actions[age],
-            f"{PREFIX}actions": planned.actions,
+            "action": actions[age],
+            f"{PREFIX}actions": actions,
             f"{PREFIX}times": (time.time(), 1e3 * planned.seconds, 1e3 * planned.waited),
-            f"{PREFIX}numbers": (planned.batch, age, planned.changed, served.client, *planned.turn),
+            f"{PREFIX}numbers": (planned.batch, age, planned.changed, *kinds, served.client, *planned.turn),
         }
         return {
             name: np.asarray(rows[name], look.dtype) if name in rows else np.zeros(look.shape, look.dtype)
@@ -139,17 +154,27 @@ class Recording:
 
     def _save(self, task: str, rows: list[Row]) -> None:
         try:
+            if self._recorder.steps:  # of rows that failed, and were not to be forgotten then
+                self._recorder.discard_episode()
             for row in rows:
                 self._recorder.add(row)
             self._recorder.save_episode(task)
-        except (OSError, ValueError):
+        except Exception:  # whatever it is, later rows may fare better
             _log.exception("%d plans of %s are not in the record", len(rows), task)
-            self._recorder.discard_episode()
             with self._lock:
                 self.dropped += len(rows)
+            with suppress(Exception):  # on a full disk even that may fail, and is tried again before the next rows
+                self._recorder.discard_episode()
         finally:
             with self._lock:
                 self._held -= len(rows)
+
+
+def _task(served: Served) -> str:
+    name, planned = served.request.robot, served.planned
+    robot = "" if name is None else f", robot {name!r}"
+    rejected = ", rejected" if planned.interventions["rejected"] else ""
+    return f"connection {served.client}{robot}, episode {planned.turn.episode}{rejected}"
 
 
 def features(spec: PolicySpec) -> dict[str, Feature]:

@@ -36,8 +36,9 @@ def replan(policy: Policy, source: Source) -> Iterator[Replanned]:
     """Plan again, from what the policy saw and the noise that it drew, one plan at a time.
 
     With the policy that was served, plans are the same but for the rounding of batches, which depends on their size.
-    Where plans are missing in the record their noise is drawn nevertheless. A batch that was planned again without the
-    observation that broke it drew twice, so its robots differ from there to the end of their episode.
+    Plans that were rejected are left out. Where plans are missing, those too, their noise is drawn nevertheless. A
+    batch that was planned again without the observation that broke it drew twice, so its robots differ from there to
+    the end of their episode.
 
     Args:
         policy: Any with the same features, history and plans.
@@ -58,6 +59,8 @@ def replan(policy: Policy, source: Source) -> Iterator[Replanned]:
     noise: dict[str, tuple[int, int, torch.Generator]] = {}  # task -> next plan that draws, seed, and source
     for number, task in enumerate(source.contents.tasks):
         rows = source.rows(number, list(found))
+        if column(rows, "rejected").any():  # they are episodes of their own
+            continue
         plans, seed = column(rows, "plan"), int(column(rows, "seed")[0])
         begun, seeded, generator = noise.get(task, (0, seed, torch.Generator().manual_seed(seed)))
         if plans[0] < begun or seed != seeded:  # another run, whose server counted anew

@@ -2,24 +2,26 @@
 
 On connection the server sends what it serves; then each observation gets a plan. An error is told in a text frame, and
 ends the connection with code 1011. `GET /healthz` answers whatever the policy does, for the policy has a thread of its
-own.
+own, and tells where that hangs.
 """
 
 import asyncio
 import itertools
 import logging
-import signal
 import ssl
 import time
-from collections.abc import AsyncIterator, Callable
+from asyncio import BaseTransport
+from collections import Counter
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import asdict, replace
 from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
 from poise.extras import extra
-from poise.policies import Policy
-from poise.serving.batching import Batcher, Planned, SupersededError
+from poise.policies import Policy, Safety
+from poise.serving.batching import Batcher, Planned, RejectedError, SupersededError
 from poise.serving.dashboard import HEADERS, Dashboard
 from poise.serving.limits import Limits, Pace, Places, authorised, check_exposure, is_loopback
 from poise.serving.metrics import FIGURES, exposition
@@ -38,6 +40,7 @@ with extra("serve", "serving needs"):
 
 _log = logging.getLogger("poise.serving")
 _CLOSE = 2.0  # seconds for the closing handshake
+_WAITING = 1  # frames that may wait to be read, and one more: each may be a whole message, and the newest wins
 _ERROR, _LATER = 1011, 1013  # codes of RFC 6455
 
 
@@ -53,6 +56,7 @@ class Server:
 
     Attributes:
         ending: Whether it takes no new connections and observations any more.
+        interventions: What filters and limits did so far, by `poise.serving.batching.KINDS`.
 
     Raises:
         ValueError: A policy one of whose features has the name of a key of the protocol.
@@ -72,13 +76,19 @@ class Server:
             raise ValueError(f"got a policy that observes {clash}, which are keys of the protocol: rename the features")
         self._limits, self._key, self._places, self._dashboard = limits, key, Places(limits), dashboard
         self._planner, self._batcher = planner, Batcher(planner, limits.batch, self._spec.history)
-        self._metadata, self._numbers, self.ending = pack(metadata(planner.policy)), itertools.count(), False
+        self._metadata = pack(metadata(planner.policy, planner.safety))
+        self._numbers, self.ending, self.interventions = itertools.count(), False, Counter[str]()
         self._counts, self._recording = dict.fromkeys(FIGURES, 0.0), recording
 
     @property
     def counts(self) -> dict[str, float]:
         """What happened so far, by the names of `poise.serving.metrics.FIGURES`."""
         return self._counts | ({} if self._recording is None else {"unrecorded": self._recording.dropped})
+
+    @property
+    def busy(self) -> float:
+        """Seconds that the batch under way has taken; 0 where there is none, and after the end where none was lost."""
+        return self._batcher.busy
 
     @asynccontextmanager
     async def listening(self, host: str, port: int, tls: ssl.SSLContext | None = None) -> AsyncIterator[int]:
@@ -113,6 +123,8 @@ class Server:
             ping_timeout=limits.ping_seconds,
             close_timeout=_CLOSE,
             max_size=limits.message_bytes,
+            max_queue=_WAITING,
+            create_connection=_counted(limits, self._counts),
             logger=quiet,
         )
         planning = asyncio.create_task(self._batcher.run())
@@ -138,6 +150,8 @@ class Server:
     def _open(self, connection: ServerConnection, request: Opening) -> Response | None:
         """What a request over HTTP gets; None opens a WebSocket."""
         if request.path == "/healthz":
+            if self.busy > self._limits.plan_seconds:
+                return connection.respond(HTTPStatus.SERVICE_UNAVAILABLE, "the policy hangs\n")
             return connection.respond(HTTPStatus.OK, "OK\n")
         keys = request.headers.get_all("Authorization")
         if not authorised(self._key, keys[0] if len(keys) == 1 else None):
@@ -158,7 +172,7 @@ class Server:
 
     def _figures(self, connection: ServerConnection) -> Response:
         try:
-            body = exposition(self.counts, {"connections": len(self._places)})
+            body = exposition(self.counts, self.interventions, {"connections": len(self._places)})
         except ImportError as error:
             return connection.respond(HTTPStatus.NOT_FOUND, f"{error}\n")
         headers = Headers({"Content-Type": "text/plain; version=0.0.4", "Content-Length": str(len(body))})
@@ -218,6 +232,7 @@ class Server:
             self._counts["superseded"] += 1
             reply = {"busy": str(error), **_named(request)}
         except Exception as error:
+            self.interventions["rejected"] += isinstance(error, RejectedError)
             await self._fail(client, error)
             return
         try:
@@ -225,12 +240,15 @@ class Server:
             client.total = time.perf_counter() - begin
         except (ConnectionClosed, TimeoutError):
             return
+        except Exception as error:  # or it would wait for ever
+            await self._fail(client, error)
 
     def _reply(self, client: "_Client", request: Request, planned: Planned) -> dict[str, Any]:
         self._counts["plans"] += 1
         self._counts["infer_seconds"] += planned.seconds
         self._counts["wait_seconds"] += planned.waited
         self._counts["changed"] += planned.changed
+        self.interventions += planned.interventions
         milliseconds = 1e3 * planned.seconds
         timing = {"infer_ms": milliseconds, "queue_ms": 1e3 * planned.waited, "batch": planned.batch}
         if client.total is not None:
@@ -240,6 +258,7 @@ class Server:
             "actions": planned.actions,
             "server_timing": timing,
             "policy_timing": {"infer_ms": milliseconds},
+            "interventions": dict(planned.interventions),
             **_named(request),
         }
 
@@ -313,38 +332,30 @@ class _Client:
         task.add_done_callback(self.answers.discard)
 
 
-def run(
-    server: Server, host: str, port: int, tls: ssl.SSLContext | None = None, ready: Callable[[str], object] = print
-) -> None:
-    """Serve until SIGTERM or Ctrl-C, then finish what is under way; in the main thread.
+def _counted(limits: Limits, counts: dict[str, float]) -> type[ServerConnection]:
+    """Connections that are counted from their first moment: beside those that are open as many others may open."""
+    most = {"connections": 2 * limits.connections, "connections_per_address": 2 * limits.connections_per_address}
+    places = Places(replace(limits, **most))
 
-    Args:
-        server: The policy.
-        host: As in `Server.listening`.
-        port: As there.
-        tls: As there.
-        ready: Gets a line with the address as soon as clients may come.
+    class Counted(ServerConnection):
+        def connection_made(self, transport: BaseTransport) -> None:
+            super().connection_made(transport)
+            self._from = _address(self)
+            if places.full(self._from) is not None:
+                counts["connections_refused"] += 1
+                self.transport.abort()
+            places.take(self._from)
 
-    Raises:
-        ValueError: As there.
-    """
-    asyncio.run(_until_told(server, host, port, tls, ready))
+        def connection_lost(self, exc: Exception | None) -> None:
+            places.leave(self._from)
+            super().connection_lost(exc)
 
-
-async def _until_told(
-    server: Server, host: str, port: int, tls: ssl.SSLContext | None, ready: Callable[[str], object]
-) -> None:
-    told, loop = asyncio.Event(), asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, told.set)
-    async with server.listening(host, port, tls) as port:
-        ready(f"serving at {'wss' if tls else 'ws'}://{host}:{port}")
-        await told.wait()
+    return Counted
 
 
-def metadata(policy: Policy) -> dict[str, Any]:
-    """What the server tells on connection: what it expects, and what comes back."""
-    spec = policy.spec
+def metadata(policy: Policy, safety: Safety | None = None) -> dict[str, Any]:
+    """What the server tells on connection: what it expects, what comes back, and the limits that it is held to."""
+    spec, limits = policy.spec, {} if safety is None else asdict(safety)
     return {
         "server": "poise",
         "policy": type(policy).__name__,
@@ -354,6 +365,7 @@ def metadata(policy: Policy) -> dict[str, Any]:
         "planned": spec.planned,
         "execute": spec.execute,
         "action": spec.action,
+        **({"safety": {name: bound and list(bound) for name, bound in limits.items()}} if limits else {}),
     }
 
 
@@ -365,4 +377,4 @@ def _address(connection: ServerConnection) -> str:
     return (connection.remote_address or ("unknown",))[0]
 
 
-__all__ = ["Server", "metadata", "run"]
+__all__ = ["Server", "metadata"]

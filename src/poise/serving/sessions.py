@@ -143,8 +143,13 @@ class Session:
         self._memory.reset([seed])
         self._fresh = True
 
-    def observe(self, request: Request) -> None:
+    def observe(self, request: Request, superseded: bool = False) -> None:
         """Take an observation into the history.
+
+        Args:
+            request: The observation.
+            superseded: Whether a newer one is planned for. Then one that is wrong is left out: its control step passes
+                with the observation before it, as one that never came.
 
         Raises:
             ValueError: As `Memory.observe`: NaN, images that are not of 8 bits, an age that does not fit.
@@ -154,7 +159,12 @@ class Session:
             self._turn = Turn(episode + 1, 0, seed + 1)
             self._memory.reset([seed + 1])
         for row in request.rows:
-            self._memory.observe({name: values[None] for name, values in row.items()}, age=request.age)
+            try:
+                self._memory.observe({name: values[None] for name, values in row.items()}, age=request.age)
+            except ValueError:
+                if not superseded:
+                    raise
+                self._memory.now += self._memory.now >= 0  # before the first observation there is none to hold
         self._fresh = False
 
     def window(self) -> dict[str, Tensor]:

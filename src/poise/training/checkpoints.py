@@ -138,6 +138,10 @@ class Checkpoints:
         self._prune()
         return final
 
+    def would_keep(self, score: float) -> bool:
+        """Whether a checkpoint of this score would be among the best."""
+        return sum(best >= score for best, _ in self.best) < self.keep_best
+
     def _write(
         self, aside: Path, whole: Mapping[str, Tensor], counts: Mapping[str, Any], notes: Mapping[str, Any]
     ) -> None:
@@ -181,8 +185,9 @@ class Checkpoints:
     def resume(self, learner: Learner) -> Resumed | None:
         """Bring a learner to the newest checkpoint that is whole; None where there is none.
 
-        One whose bits differ from those that were written is passed over, with a line on stderr, and renamed. Where
-        several processes train, all of them must resume; the first one chooses the checkpoint, and all read it.
+        One whose bits differ from those that were written is passed over, with a line on stderr, and renamed; of those
+        one is kept, as soon as there is a whole one. Where several processes train, all of them must resume; the first
+        one chooses the checkpoint, and all read it.
 
         Raises:
             FileNotFoundError: A process does not find the checkpoint that the first one chose.
@@ -209,7 +214,11 @@ class Checkpoints:
                 folder.rename(folder.with_name(f"broken-{folder.name}-{time.time_ns()}"))
                 continue
             self.best = tuple((score, step) for score, step in manifest["best"])
+            self._point(folder.name)
+            for broken in sorted(self.folder.glob("broken-*"))[:-1]:
+                shutil.rmtree(broken, ignore_errors=True)
             return Resumed(learner.step, manifest["notes"])
+        (self.folder / _LATEST).unlink(missing_ok=True)
         return None
 
 

@@ -67,7 +67,7 @@ class Distillation:
         """
         spec, student = self.student.spec, self.student.eval()
         eps, observation = draws.normal(len(batch.actions), spec.horizon, spec.action), self._seen(batch, draws)
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(eps.device.type, enabled=False):  # whose ends are what is true
             states = list(self.teacher.path(observation, _only(eps)))
         first, end = states[0], states[-1].x
         other = draws.integers(len(states) - 1, len(end)).to(end.device)
@@ -79,7 +79,7 @@ class Distillation:
         return (ends.unflatten(0, (2, -1)) - end).square().mean(0)
 
     def _seen(self, batch: Batch, draws: Draws) -> Observation:
-        hidden = {name for name, share in self.student.spec.optional.items() if float(draws.uniform(1)) < share}
+        hidden = {name for name, share in self.student.spec.optional.items() if draws.once() < share}
         return {name: values for name, values in batch.observation.items() if name not in hidden}
 
 

@@ -138,11 +138,11 @@ class _Step:
     """One gradient step."""
 
     def __init__(self, learner: Learner, windows: Windows, loss: Loss) -> None:
-        _check_parts(learner)
+        self._order = check_batch(learner, windows)
         if learner.device.type == "cpu":
             keep_freed()
         spec, self._processes = learner.spec, learner.processes
-        self._learner, self._windows, self._order = learner, windows, Order(len(windows), spec.batch, spec.seed)
+        self._learner, self._windows = learner, windows
         self._generator, self.clock = torch.Generator(learner.device), Clock(learner.device)
         objective = Objective(learner.policy, loss, spec.mask_padding)
         self._bfloat16 = bfloat16(spec.bfloat16, learner.device)
@@ -215,14 +215,19 @@ class _Step:
         return Draws(self._generator.manual_seed(seed), start, total)
 
 
-def _check_parts(learner: Learner) -> None:
-    """Every part of a batch must hold a window."""
+def check_batch(learner: Learner, windows: Windows) -> Order:
+    """The order of the data, where every part of a batch holds a window and every batch is of different ones.
+
+    Raises:
+        ValueError: A batch of more windows than there are, or of fewer than processes and parts.
+    """
     spec, count = learner.spec, learner.processes.count
     if spec.batch < count * spec.accumulate:
         raise ValueError(
             f"got a batch of {spec.batch} for {count} processes that compute {spec.accumulate} parts each, expected at "
             f"least {count * spec.accumulate}: --training.batch is over all processes"
         )
+    return Order(len(windows), spec.batch, spec.seed)
 
 
 def _validated(learner: Learner, windows: Windows, stopped: Callable[[], bool]) -> Validation | None:
@@ -248,7 +253,7 @@ def _fraction(learner: Learner) -> float:
 
 def _schedule(step: int, fraction: float, learner: Learner) -> float:
     """Linear warm-up, then half a cosine to zero."""
-    return min(1.0, step / learner.spec.warmup) * 0.5 * (1 + math.cos(math.pi * fraction))
+    return min(1.0, step / max(1, learner.spec.warmup)) * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
-__all__ = ["Loss", "Objective", "Progress", "train"]
+__all__ = ["Loss", "Objective", "Progress", "check_batch", "train"]

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.policies import Policy
+from poise.serving.batching import KINDS
 from poise.serving.planning import Served
 
 _FILES = {
@@ -59,7 +60,7 @@ class Dashboard:
     def __init__(self, policy: Policy) -> None:
         spec = policy.spec
         self._about = {"policy": type(policy).__name__, "execute": spec.execute, "planned": spec.planned}
-        self._begun, self._changed = time.monotonic(), 0
+        self._begun, self._changed, self._interventions = time.monotonic(), 0, Counter[str]()
         self._lock = threading.Lock()  # the planner's thread writes, the server's reads
         self._times: deque[_Time] = deque(maxlen=_TIMES)
         self._robots: dict[tuple[Hashable, Hashable], _Robot] = {}  # in the order that they came in
@@ -69,6 +70,9 @@ class Dashboard:
         planned, turn, now = served.planned, served.planned.turn, time.monotonic()
         key = served.client, served.request.robot
         with self._lock:
+            self._interventions += planned.interventions
+            if planned.interventions["rejected"]:  # it was not sent
+                return
             robot = self._robots.get(key)
             if robot is None and len(self._robots) >= _ROBOTS:
                 self._robots = {name: one for name, one in self._robots.items() if now - one.at < _SILENT}
@@ -102,8 +106,9 @@ class Dashboard:
         now = time.monotonic()
         with self._lock:
             times = list(self._times)
-            robots = [_shown(key, robot, now) for key, robot in self._robots.items() if now - robot.at < _SILENT]
-            changed = self._changed
+            alive = [(key, robot) for key, robot in self._robots.items() if now - robot.at < _SILENT]
+            robots = [_shown(key, robot, now) for key, robot in alive[:_SHOWN]]
+            changed, interventions = self._changed, {kind: self._interventions[kind] for kind in KINDS}
         total = [one.infer_ms + one.queue_ms for one in times]
         median, high = np.percentile(total, (50, 95)).tolist() if total else (None, None)
         recent = sum(now - one.at < _RECENT for one in times)
@@ -113,13 +118,14 @@ class Dashboard:
             **self._about,
             "seconds": now - self._begun,
             "changed": changed,
+            "interventions": interventions,
             "rate": recent / max(span, 1e-3),
             "latency": {"median": median, "p95": high},
             "infer_ms": [round(one.infer_ms, 3) for one in times],
             "queue_ms": [round(one.queue_ms, 3) for one in times],
             "batch": [one.batch for one in times],
-            "robots": robots[:_SHOWN],
-            "hidden": len(robots[_SHOWN:]),
+            "robots": robots,
+            "hidden": len(alive[_SHOWN:]),
         }
 
 

@@ -39,6 +39,7 @@ const line = (points) => points.map(([x, y], k) => `${k ? "L" : "M"}${x.toFixed(
 
 function figures(state) {
   const { counts, latency } = state;
+  const { rejected, ...limits } = state.interventions;
   const batch = state.batch.slice(-60);
   const rows = [
     ["median latency", number(latency.median), "ms"],
@@ -48,6 +49,8 @@ function figures(state) {
     ["connections", number(state.connections), ""],
     ["superseded", number(counts.superseded), "", "quiet"],
     ["actions changed", number(state.changed), "", "quiet"],
+    ...Object.entries(limits).map(([kind, count]) => [`beyond ${kind}`, number(count), "", "quiet"]),
+    ["plans rejected", number(rejected), "", "alarm"],
     ["refused", number(counts.connections_refused), "", "quiet"],
     ["errors", number(counts.errors), "", "alarm"],
   ];

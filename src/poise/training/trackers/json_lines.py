@@ -1,6 +1,8 @@
 """Figures as lines of JSON in `metrics.jsonl`: what every run writes."""
 
 import json
+import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
@@ -9,26 +11,26 @@ from poise.training.trackers.tracker import Tracker
 
 
 class JsonLines(Tracker):
-    """A line of JSON every time, on the disk at once."""
+    """A line of JSON every time, on the disk at once. JSON has no NaN and no infinity: they become null."""
 
     FILE = "metrics.jsonl"
 
     def __init__(self) -> None:
         self._lines: TextIO | None = None
 
+    def check(self) -> None:
+        """Nothing is needed."""
+
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:  # noqa: ARG002 (training.json holds it)
         """Begin `metrics.jsonl`, or cut off what came after the step."""
-        file, kept = run / self.FILE, []
-        if step and file.is_file():
-            complete = [line for line in file.read_text().splitlines(keepends=True) if line.endswith("\n")]
-            kept = [line for line in complete if json.loads(line)["step"] <= step]
-        file.write_text("".join(kept))
+        file = run / self.FILE
+        cut(file, step)
         self._lines = file.open("a")
 
     def log(self, step: int, figures: Mapping[str, Any]) -> None:
         """Write a line."""
         assert self._lines is not None
-        self._lines.write(json.dumps({"step": step, **figures}) + "\n")
+        self._lines.write(json.dumps({"step": step, **_strict(figures)}, allow_nan=False) + "\n")
         self._lines.flush()
 
     def close(self) -> None:
@@ -37,4 +39,35 @@ class JsonLines(Tracker):
             self._lines.close()
 
 
-__all__ = ["JsonLines"]
+def cut(file: Path, step: int) -> None:
+    """Leave the lines of a file, each of them JSON with its `step`, up to this step; at step 0 none."""
+    lines = file.read_text().splitlines(keepends=True) if step and file.is_file() else []
+    replace_text(file, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
+
+
+def replace_text(file: Path, text: str) -> None:
+    """Write a file, which is complete or as it was."""
+    aside = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with aside.open("w") as opened:
+            opened.write(text)
+            opened.flush()
+            os.fsync(opened.fileno())
+        aside.replace(file)
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _strict(value: Any) -> Any:
+    match value:
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {name: _strict(inner) for name, inner in value.items()}
+        case list() | tuple():
+            return [_strict(inner) for inner in value]
+        case _:
+            return value
+
+
+__all__ = ["JsonLines", "cut", "replace_text"]

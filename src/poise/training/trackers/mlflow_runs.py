@@ -3,6 +3,7 @@
 mlflow ui --backend-store-uri sqlite:///out/pusht/mlflow.db
 """
 
+import importlib
 import os
 import time
 from collections.abc import Mapping
@@ -26,10 +27,16 @@ class MLflow(Tracker):
         self._client: MlflowClient | None = None
         self._id = ""
 
+    def check(self) -> None:
+        """Import MLflow."""
+        with extra("mlflow", "MLflow needs"):
+            importlib.import_module("mlflow.tracking")
+
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:
         """Begin a run, or go on with the one of the same id."""
-        with extra("mlflow", "MLflow needs"):
-            from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
+        self.check()
+        from mlflow.tracking import MlflowClient  # pyright: ignore[reportMissingImports]
+
         uri = os.environ.get("MLFLOW_TRACKING_URI", f"sqlite:///{run.resolve()}/mlflow.db")
         self._client = client = MlflowClient(tracking_uri=uri)
         known = client.get_experiment_by_name(PROJECT)

@@ -1,5 +1,6 @@
 """Figures for TensorBoard (extra `tensorboard`): `tensorboard --logdir out`."""
 
+import importlib
 import json
 import shutil
 from collections.abc import Mapping
@@ -21,10 +22,16 @@ class TensorBoard(Tracker):
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None
 
+    def check(self) -> None:
+        """Import TensorBoard's writer."""
+        with extra("tensorboard", "TensorBoard needs"):
+            importlib.import_module("torch.utils.tensorboard")
+
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:
         """Begin a folder, or purge what came after the step."""
-        with extra("tensorboard", "TensorBoard needs"):
-            from torch.utils.tensorboard import SummaryWriter
+        self.check()
+        from torch.utils.tensorboard import SummaryWriter
+
         if not step:
             shutil.rmtree(run / self.FOLDER, ignore_errors=True)
         self._writer = SummaryWriter(str(run / self.FOLDER), purge_step=step + 1 if step else None)

@@ -13,6 +13,14 @@ class Tracker(ABC):
     """Keeps the figures of one training. It works offline unless its user says otherwise."""
 
     @abstractmethod
+    def check(self) -> None:
+        """Import the tool, before anything is changed for a run.
+
+        Raises:
+            ImportError: It is not installed; the message names the extra.
+        """
+
+    @abstractmethod
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:
         """Begin a run, or go on with one.
 
@@ -22,7 +30,7 @@ class Tracker(ABC):
             step: Steps done. Figures of later steps, which a process that died may have left, are to be forgotten.
 
         Raises:
-            ImportError: The tool is not installed; the message names the extra.
+            ImportError: As `check` does.
         """
 
     @abstractmethod

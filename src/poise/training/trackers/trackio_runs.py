@@ -1,5 +1,6 @@
 """Figures for Trackio (extra `trackio`): on this machine, where `trackio show` finds them; `TRACKIO_DIR` moves them."""
 
+import importlib
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,10 +22,16 @@ class Trackio(Tracker):
     def __init__(self) -> None:
         self._run: Run | None = None
 
+    def check(self) -> None:
+        """Import Trackio."""
+        with extra("trackio", "Trackio needs"):
+            importlib.import_module("trackio")
+
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:
         """Begin a run, or go on with the one of the same name."""
-        with extra("trackio", "Trackio needs"):
-            import trackio  # pyright: ignore[reportMissingImports]
+        self.check()
+        import trackio  # pyright: ignore[reportMissingImports]
+
         name = remembered(run, "trackio", step, lambda: f"{run.resolve().name}-{uuid.uuid4().hex[:6]}")
         machine = {"auto_log_gpu": False, "auto_log_cpu": False}
         self._run = trackio.init(PROJECT, name=name, config=dict(about), resume="allow", embed=False, **machine)

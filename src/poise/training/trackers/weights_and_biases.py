@@ -1,5 +1,6 @@
 """Figures for Weights & Biases (extra `wandb`): offline, unless `WANDB_MODE=online`; `wandb sync` sends them later."""
 
+import importlib
 import os
 import uuid
 from collections.abc import Mapping
@@ -23,10 +24,16 @@ class WeightsAndBiases(Tracker):
     def __init__(self) -> None:
         self._run: Run | None = None
 
+    def check(self) -> None:
+        """Import the library."""
+        with extra("wandb", "WeightsAndBiases needs"):
+            importlib.import_module("wandb")
+
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:
         """Begin a run, or go on with the one of the same id."""
-        with extra("wandb", "WeightsAndBiases needs"):
-            import wandb  # pyright: ignore[reportMissingImports]
+        self.check()
+        import wandb  # pyright: ignore[reportMissingImports]
+
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=run.resolve().name,

@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
-from serving_driver import ACTION, STATE, server
+from serving_driver import ACTION, PICTURE, STATE, server
 from websockets.asyncio.client import connect
 
 from poise.cli.memory import resident
@@ -45,14 +45,16 @@ def health(uri: str, seconds: float) -> list[float]:
     return found
 
 
-async def client(uri: str, number: int, end: float, waits: list[tuple[float, int]]) -> tuple[int, int]:
+async def client(uri: str, number: int, end: float, image: bool, waits: list[tuple[float, int]]) -> tuple[int, int]:
     """Ask until the end; return the number of plans and of errors."""
     draw, plans, errors = np.random.default_rng(number), 0, 0
+    camera = {"camera": draw.integers(256, size=PICTURE, dtype=np.uint8)} if image else {}
     async with connect(uri, compression=None, proxy=None) as connection:
         await connection.recv()
         while time.monotonic() < end:
             begin = time.perf_counter()
-            await connection.send(pack({"state": draw.normal(size=STATE).astype(np.float32), "request_id": plans}))
+            seen = {"state": draw.normal(size=STATE).astype(np.float32), **camera}
+            await connection.send(pack({**seen, "request_id": plans}))
             reply = await connection.recv()
             wait = 1e3 * (time.perf_counter() - begin)
             answer: dict[str, Any] = unpack(reply) if isinstance(reply, bytes) else {}
@@ -62,14 +64,14 @@ async def client(uri: str, number: int, end: float, waits: list[tuple[float, int
     return plans, errors
 
 
-async def load(uri: str, process: int, clients: int, seconds: float) -> dict[str, Any]:
+async def load(uri: str, process: int, clients: int, seconds: float, image: bool) -> dict[str, Any]:
     """The figures of one server under so many clients."""
     loop, waits = asyncio.get_running_loop(), list[tuple[float, int]]()
     with ProcessPoolExecutor(1, get_context("spawn")) as others:
         await loop.run_in_executor(others, health, uri, 0.1)  # the process has started
         asked = loop.run_in_executor(others, health, uri, seconds)
         end = time.monotonic() + seconds
-        tasks = [asyncio.create_task(client(uri, number, end, waits)) for number in range(clients)]
+        tasks = [asyncio.create_task(client(uri, number, end, image, waits)) for number in range(clients)]
         await asyncio.sleep(seconds / 10)
         early = resident(process=process)
         counts = await asyncio.gather(*tasks)
@@ -95,11 +97,13 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=32)
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--image", action="store_true", help="every observation has a picture of 96 x 96 besides")
     arguments = parser.parse_args()
     results: dict[str, Any] = {}
     for name, batch, seconds in (("alone", 1, arguments.seconds / 4), ("batched", 64, arguments.seconds)):
-        with server("--batch", str(batch), "--threads", str(arguments.threads)) as (uri, process):
-            results[name] = asyncio.run(load(uri, process, arguments.clients, seconds))
+        options = ("--batch", str(batch), "--threads", str(arguments.threads), *["--image"] * arguments.image)
+        with server(*options) as (uri, process):
+            results[name] = asyncio.run(load(uri, process, arguments.clients, seconds, arguments.image))
         print(f"{name:8} {' '.join(f'{figure}={value:.3g}' for figure, value in results[name].items())}")
     batched = results["batched"]
     results["speedup"] = batched["plans_per_second"] / results["alone"]["plans_per_second"]

@@ -8,9 +8,10 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 
-STATE, ACTION = 20, 7
+STATE, ACTION, PICTURE = 20, 7, (96, 96, 3)
 
 
 def started(*options: str) -> tuple[subprocess.Popen[str], str]:
@@ -41,7 +42,7 @@ def main() -> None:
     """Serve until told to end."""
     import torch
 
-    from poise import DiffusionPolicy, PolicySpec
+    from poise import CNN, DiffusionPolicy, Joint, PolicySpec, SmallCNN
     from poise.serving import Limits, Planner, Server, run
 
     parser = argparse.ArgumentParser(description=__doc__)
@@ -49,11 +50,17 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--evaluations", type=int, default=10)
     parser.add_argument("--port", type=int, default=0)
+    parser.add_argument("--image", action="store_true", help="the policy sees a camera besides")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(0)
-    policy = DiffusionPolicy(PolicySpec({"state": (STATE,)}, ACTION, evaluations=arguments.evaluations))
-    for name in ("state", "action"):
+    spec = PolicySpec({"state": (STATE,)}, ACTION, evaluations=arguments.evaluations)
+    if arguments.image:
+        spec = replace(
+            spec, observations={**spec.observations, "camera": PICTURE}, encoder=Joint(CNN(SmallCNN((16, 32))))
+        )
+    policy = DiffusionPolicy(spec)
+    for name in (*spec.observations, "action"):
         scale, offset = policy.constants(name)
         policy.set_constants(name, torch.ones_like(scale), torch.zeros_like(offset))
     robots = Server(Planner(policy, seed=0), Limits(batch=arguments.batch, rate=1e6))

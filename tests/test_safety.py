@@ -1,6 +1,7 @@
 """Limits of what leaves, and the watchdog, against definitions in plain Python."""
 
 import math
+import threading
 
 import numpy as np
 import pytest
@@ -256,6 +257,21 @@ def test_the_watchdog_holds_then_stops_once():
     now[0] = 20.0
     assert not dog.alive()
     assert stops == [11.5, 20.0]
+
+
+def test_a_loop_that_hangs_is_stopped_by_the_thread_that_watches():
+    stops, stopped = [], threading.Event()
+
+    def stop() -> None:
+        stops.append(threading.current_thread().name)
+        stopped.set()
+
+    dog = Watchdog(0.02, 0.05, stop)
+    with dog.watching():
+        assert stopped.wait(20)  # nobody asks meanwhile
+        assert not dog.alive()
+    assert stops == ["poise-watchdog"]
+    assert "poise-watchdog" not in [thread.name for thread in threading.enumerate()]
 
 
 @pytest.mark.parametrize("times", [(0, 1), (2, 1), (math.nan, 1)])

@@ -1,7 +1,9 @@
 """What a robot does while no action comes: hold, and after a while stop. Needs neither a policy nor PyTorch."""
 
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +30,7 @@ class Watchdog:
     Args:
         max_age: Seconds from an action until the robot must hold.
         stop_after: Seconds from an action until `stop` is called, at least `max_age`.
-        stop: Stops the robot; called once, by whoever calls `alive`.
+        stop: Stops the robot; called once, by whoever calls `alive`, or by the thread of `watching`.
         clock: Seconds since some fixed moment.
 
     Attributes:
@@ -47,7 +49,7 @@ class Watchdog:
                 "stop_after: a robot first holds, and then stops"
             )
         self.max_age, self.stop_after = max_age, stop_after
-        self._stop, self._clock = stop, clock
+        self._stop, self._clock, self._lock = stop, clock, threading.Lock()
         self.reset()
 
     def reset(self) -> None:
@@ -61,10 +63,32 @@ class Watchdog:
     def alive(self) -> bool:
         """Whether to send the newest action; otherwise the robot must hold. Ask in every control step."""
         age = self._clock() - self._fed
-        if age > self.stop_after and not self.stopped:
-            self.stopped = True
+        with self._lock:
+            late = age > self.stop_after and not self.stopped
+            self.stopped = self.stopped or late
+        if late:
             self._stop()
         return not self.stopped and age <= self.max_age
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Ask in a thread too, ten times within `max_age`: it stops a robot whose loop hangs, in a camera's driver say.
+
+        What it cannot do is hold: nobody sends while the loop hangs. A robot should hold by itself when nothing comes.
+        """
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(self.max_age / 10):
+                self.alive()
+
+        thread = threading.Thread(target=watch, name="poise-watchdog", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
 
 __all__ = ["Hold", "Watchdog", "repeated", "zeroed"]

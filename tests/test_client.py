@@ -1,3 +1,4 @@
+import asyncio
 import os
 import re
 import signal
@@ -256,6 +257,25 @@ def test_what_breaks_while_it_sends_ends_the_connection_and_not_the_client(monke
             with pytest.raises(ConnectionError, match="ZeroDivisionError"):
                 client.infer(observed(1))
         assert client.infer(observed(2))["actions"][0, 0] == 2
+
+
+def test_what_is_asked_while_a_reset_is_sent_resets_nothing(monkeypatch):
+    sent, real = [], ClientConnection.send
+
+    async def slowly(self, message):
+        sent.append(unpack(message))
+        await asyncio.sleep(0.3)
+        await real(self, message)
+
+    monkeypatch.setattr(ClientConnection, "send", slowly)
+    with running(echo()) as server, Client(server.uri, timeout=LONG) as client:
+        client.wait()
+        client.reset()
+        first = client.ask(observed(1))
+        until(lambda: len(sent) == 1)
+        client.ask(observed(2)).result(LONG)
+        first.result(LONG)
+    assert [message.get("reset", False) for message in sent] == [True, False]
 
 
 class Script:

@@ -232,9 +232,9 @@ class Client:
             self._asked.append(asked)
             if len(self._asked) > _OWED:
                 connection.transport.abort()
+            self._known_episode = asked.episode  # before it waits: what is asked meanwhile begins no other one
             try:
                 await connection.send(asked.message)
-                self._known_episode = asked.episode
             except (ConnectionClosed, asyncio.CancelledError):
                 if self._next is None and asked in self._asked:  # it never left: the next connection takes it
                     self._asked.remove(asked)

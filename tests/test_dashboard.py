@@ -124,9 +124,9 @@ def test_the_page_is_there_only_when_it_is_asked_for():
 def test_names_of_other_hosts_do_not_lead_to_it():
     with shown() as server:
         for host in ("evil.example", "127.0.0.1.evil.example:8000", "10.0.0.7"):
-            assert get(server, "/state", Host=host)[0] == 403
+            assert get(server, "/state", Host=host)[0] == get(server, "/metrics", Host=host)[0] == 403
         for host in ("localhost:9", "127.0.0.1", "[::1]:8000"):
-            assert get(server, "/state", Host=host)[0] == 200
+            assert get(server, "/state", Host=host)[0] == get(server, "/metrics", Host=host)[0] == 200
 
 
 def test_it_needs_the_key_where_clients_do():

@@ -355,6 +355,7 @@ def test_a_client_that_takes_no_replies_is_not_read():
         deaf.sendall(100 * frame)
         wait_for(lambda: server.server.counts["requests"] == 100)  # and small replies to most, which fit
         policy.gate.set()
+        time.sleep(0.3)  # until the reply is on its way, which is too large to leave
         for _ in range(50):
             deaf.sendall(frame)
             time.sleep(0.005)

@@ -160,10 +160,11 @@ class Server:
             if self._dashboard is not None:
                 refusal.headers["WWW-Authenticate"] = 'Basic realm="poise: the key is the password", charset="UTF-8"'
             return refusal
-        if request.path == "/metrics":
-            return self._figures(connection)
-        if self._dashboard is not None and "Upgrade" not in request.headers:
-            return self._page(connection, request, self._dashboard)
+        if request.path == "/metrics" or (self._dashboard is not None and "Upgrade" not in request.headers):
+            host = urlsplit(f"//{''.join(request.headers.get_all('Host'))}").hostname or ""
+            if self._key is None and not is_loopback(host):  # another site's name may lead a browser to this machine
+                return connection.respond(HTTPStatus.FORBIDDEN, "expected the address of this machine, 127.0.0.1\n")
+            return self._page(connection, request)
         full = self._places.full(_address(connection))
         if full is not None:
             self._counts["connections_refused"] += 1
@@ -178,11 +179,10 @@ class Server:
         headers = Headers({"Content-Type": "text/plain; version=0.0.4", "Content-Length": str(len(body))})
         return Response(HTTPStatus.OK, "OK", headers, body)
 
-    def _page(self, connection: ServerConnection, request: Opening, dashboard: Dashboard) -> Response:
-        host = urlsplit(f"//{''.join(request.headers.get_all('Host'))}").hostname or ""
-        if self._key is None and not is_loopback(host):  # another site's name may lead a browser to this machine
-            return connection.respond(HTTPStatus.FORBIDDEN, "expected the address of this machine, 127.0.0.1\n")
-        page = dashboard.page(request.path, self.counts, len(self._places))
+    def _page(self, connection: ServerConnection, request: Opening) -> Response:
+        if request.path == "/metrics" or self._dashboard is None:
+            return self._figures(connection)
+        page = self._dashboard.page(request.path, self.counts, len(self._places))
         if page is None:
             return connection.respond(HTTPStatus.NOT_FOUND, "there are /, /healthz and /metrics\n")
         headers = {**HEADERS, "Content-Type": page[0], "Content-Length": str(len(page[1]))}

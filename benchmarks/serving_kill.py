@@ -116,7 +116,7 @@ class Loop:
                 late = int((witness.now - due) * self._rate)
                 self.missed, due = self.missed + late, due + (late + 1) / self._rate
                 step = robot.step({"state": self._draw.normal(size=STATE).astype(np.float32)})
-                self.ticks.append(witness.saw(step.action))
+                self.ticks.append(witness.saw(step.wanted))
 
 
 class Kill(NamedTuple):

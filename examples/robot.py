@@ -192,8 +192,8 @@ def drive(robot: Robot, witness: Witness, faults: Faults, seconds: float, max_ag
         broken = faults.nan is not None and 0 <= now - faults.nan < 0.5
         step = robot.step(world.observe(broken))
         count["holds" if step.action is None else "actions"] += 1
-        if step.action is not None:
-            count["stale"] += witness.age(step.action) > max_age + 1 / RATE
+        if step.wanted is not None:
+            count["stale"] += witness.age(step.wanted) > max_age + 1 / RATE
         count["ticks"] += 1
         if world.move(step.action) or robot.stopped:
             count["stops"] += robot.stopped

@@ -296,7 +296,7 @@ class Robot:
 def test_the_page_runs(capsys):
     """The program of docs/realtime.md, with a small policy and a robot of our own."""
     page = (Path(__file__).parents[1] / "docs/realtime.md").read_text()
-    (program,) = re.findall(r"```python\n(.*?)```", page, re.S)
+    program, _ = re.findall(r"```python\n(.*?)```", page, re.S)
     limits = policies.Safety((-50.0, -50.0), (50.0, 50.0))
     names = {**vars(policies), **vars(poise.sampling), "Watchdog": Watchdog, "repeated": repeated, "robot": Robot()}
     names["load_checkpoint"] = lambda path: (small(), {"safety": to_plain(limits)})

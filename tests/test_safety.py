@@ -1,7 +1,10 @@
 """Limits of what leaves, and the watchdog, against definitions in plain Python."""
 
 import math
+import re
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +15,7 @@ from test_control import EXECUTE, at, counting, small
 
 from poise import Episodes, Windows, load_checkpoint
 from poise.envs import Map, demonstrate
+from poise.limits import ActionLimits, Guard
 from poise.plain import to_plain
 from poise.policies import RecedingHorizon, Safe, Safety, limited
 from poise.watchdog import Watchdog, repeated, zeroed
@@ -257,6 +261,22 @@ def test_the_watchdog_holds_then_stops_once():
     now[0] = 20.0
     assert not dog.alive()
     assert stops == [11.5, 20.0]
+
+
+def test_the_limits_of_an_exported_policy_are_kept_as_the_page_says():
+    page = (Path(__file__).parents[1] / "docs/realtime.md").read_text()
+    _, program = re.findall(r"```python\n(.*?)```", page, re.S)
+    told = {"low": [-1.0], "high": [1.0], "change": [0.5], "acceleration": None, "jerk": None}
+    robot, plan = [], iter([[0.0], [0.2], [9.0]])
+    names = {"np": np, "Guard": Guard, "ActionLimits": ActionLimits, "repeated": repeated, "observation": {}}
+    names["runtime"] = SimpleNamespace(facts={"safety": told})
+    names["control"] = SimpleNamespace(act=lambda observation: np.array([next(plan)]))
+    names["robot"] = SimpleNamespace(send=lambda action: robot.append(action.item()))
+    made, sent = program.split("\n", 1)
+    exec(made, names)
+    for _ in range(3):
+        exec(sent, names)
+    assert robot == pytest.approx([0.0, 0.2, 0.7])
 
 
 def test_a_loop_that_hangs_is_stopped_by_the_thread_that_watches():

@@ -39,10 +39,12 @@ class Step(NamedTuple):
     Attributes:
         action: `(action,)`, or None: hold the robot where it is.
         age: Seconds since the observation was taken that the newest plan began from; None without a plan.
+        wanted: The action of the plan, in its memory, that the limits may have changed; None where the robot holds.
     """
 
     action: NDArray[Any] | None
     age: float | None
+    wanted: NDArray[Any] | None = None
 
 
 class _Plan(NamedTuple):
@@ -145,7 +147,7 @@ class Robot:
         if self._held is not None:
             _log.warning("moving again after %.3f s of holding", now - self._held)
         self._held, self._acted = None, True
-        return Step(self._within(plan.actions[index]), age)
+        return Step(self._within(plan.actions[index]), age, plan.actions[index])
 
     def _within(self, action: NDArray[Any]) -> NDArray[Any]:
         """What is sent of an action."""

@@ -26,7 +26,7 @@ LARGE = 8 * 2**20
 
 
 def test_few_messages_wait_to_be_read():
-    with running(echo(), Limits(rate=0.01)) as served, socket.socket() as eager:
+    with running(echo(), Limits(rate=0.2)) as served, socket.socket() as eager:
         eager.connect(("127.0.0.1", served.port))
         eager.sendall(OPENING)
         message = pack({"x": np.float32([1]), "more": bytes(LARGE)})

@@ -15,7 +15,7 @@ from poise.nn import MLP, EncoderSpec
 from poise.nn.spec import Encoder
 from poise.policies import DiffusionPolicy, Policy, PolicySpec
 from poise.sampling import State
-from poise.serving import Limits, Planner, Server
+from poise.serving import Limits, Planner, Recording, Server
 from poise.wire import pack, unpack
 
 HISTORY, HORIZON = 3, 6
@@ -126,6 +126,16 @@ def running(policy: Policy, limits: Limits | None = None, key: str | None = None
         if isinstance(policy, Echo):
             policy.gate.set()
         server.end()
+
+
+def asked_around(failed: threading.Event, policy: Policy, recording: Recording) -> None:
+    """Ask for two plans, one before and one after the record has failed, and close it."""
+    with running(policy, observers=[recording]) as server:
+        peer = Peer(server)
+        peer.ask(1.0)
+        assert failed.wait(20)
+        peer.ask(2.0)
+    recording.close()
 
 
 class Peer:

@@ -16,7 +16,7 @@ LAYERS = {
     "guidance": 0, "dynamics": 0,
     "sampling": 1, "likelihood": 1, "latent": 1,
     # What the islands share but the mathematical core does not need, such as geometry of robots.
-    "extras": 1.5, "rotations": 1.5, "draws": 1.5, "watchdog": 1.5, "precision": 1.5, "limits": 1.6,
+    "extras": 1.5, "rotations": 1.5, "draws": 1.5, "watchdog": 1.5, "precision": 1.5, "files": 1.5, "limits": 1.6,
     "nn": 2, "data": 2, "envs": 2, "diagnostics": 2,
     # What runs on robots, without PyTorch.
     "runtime": 2, "wire": 2, "client": 3, "robot": 4,

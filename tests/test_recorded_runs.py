@@ -10,7 +10,7 @@ import urllib.request
 
 import numpy as np
 import pytest
-from served import HISTORY, HORIZON, Peer, diffusion, echo, running
+from served import HISTORY, HORIZON, Peer, asked_around, diffusion, echo, running
 
 from poise.cli.replan import replan_run
 from poise.cli.serve import Listen, Watch, serve
@@ -226,12 +226,7 @@ def test_a_full_disk_is_told_and_the_record_goes_on(tmp_path, monkeypatch, caplo
         save(task)
 
     monkeypatch.setattr(recording._recorder, "save_episode", fails_once)
-    with running(policy, observers=[recording]) as server:
-        peer = Peer(server)
-        peer.ask(1.0)
-        assert failed.wait(20)
-        peer.ask(2.0)
-    recording.close()
+    asked_around(failed, policy, recording)
     assert recording.dropped == 1
     assert "1 plans of connection 0, episode 0 are not in the record" in caplog.text
     assert numbers(read(tmp_path / "run"), "plan") == [1]

@@ -12,7 +12,7 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
-from served import Peer, diffusion, echo, running
+from served import Peer, asked_around, diffusion, echo, running
 from test_serving import OPENING, closed, get, shut, wait_for
 from websockets.exceptions import InvalidStatus
 
@@ -187,12 +187,7 @@ def test_no_error_of_the_disk_ends_the_record(tmp_path, monkeypatch, caplog, err
 
     monkeypatch.setattr(recorder, "save_episode", full)
     monkeypatch.setattr(recorder, "discard_episode", still_full)
-    with running(policy, observers=[recording]) as served:
-        peer = Peer(served)
-        peer.ask(1.0)
-        assert failed.wait(20)
-        peer.ask(2.0)
-    recording.close()
+    asked_around(failed, policy, recording)
     assert recording.dropped == 1
     assert "1 plans of connection 0, episode 0 are not in the record" in caplog.text
     assert read(tmp_path / "run").features["x"][:, -1, 0].tolist() == [2]

@@ -1,7 +1,6 @@
 """`poise evaluate CHECKPOINT`: closed-loop episodes of a policy, with intervals."""
 
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -20,6 +19,7 @@ from poise.data.video import write_video
 from poise.evaluation import Episode, Task, film, latency, rollout, summary
 from poise.evaluation.plots import rewards_figure, success_figure
 from poise.evaluation.report import Section, Table, write_report
+from poise.files import replace_text
 from poise.policies import load
 from poise.policies.saving import FILE
 from poise.recipe import Recipe, load_recipe
@@ -213,9 +213,7 @@ def described(figures: dict[str, Any]) -> str:
 def write_json(path: Path, results: dict[str, Any]) -> None:
     """Write results, making the directory; the file is complete or as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    aside.write_text(json.dumps(results, indent=2) + "\n")
-    aside.replace(path)
+    replace_text(path, json.dumps(results, indent=2) + "\n")
 
 
 __all__ = [

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from poise.data import Windows
 from poise.evaluation import Task
 from poise.evaluation.rollout import Slots
+from poise.files import replace_text
 from poise.nn import load_backbone
 from poise.policies import NearestNeighbour, Policy, PolicySpec, Safety
 from poise.policies.saving import FILE
@@ -27,7 +28,7 @@ from poise.precision import has_bfloat16
 from poise.training import Checkpoints, Learner, Processes, Progress, Single, TrainingSpec, Validation, train
 from poise.training.loop import check_batch
 from poise.training.trackers import Tracker
-from poise.training.trackers.json_lines import JsonLines, cut, replace_text
+from poise.training.trackers.json_lines import JsonLines, cut
 
 BEGUN = "training.json"
 _FIRST_SEED = 50_000  # of evaluations in training; those from 100000 on are for the final one

@@ -7,7 +7,6 @@ goes in as an image on a light ground.
 import base64
 import io
 import math
-import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from matplotlib.figure import Figure
 from poise.envs.drawing import FLOOR, OBSTACLE, ROBOT, SHADOW, WALL
 from poise.envs.pictures import INK, MUTED
 from poise.evaluation.plots import TRACK
+from poise.files import replace_text
 
 Cell = str | int | float | None
 
@@ -107,12 +107,7 @@ def write_report(path: str | Path, title: str, lead: str, sections: Sequence[Sec
         f'<div class="lead">{_paragraphs(lead)}</div>\n</header>\n<main>\n{body}\n</main>\n'
         f"<footer>{_paragraphs(footer)}</footer>\n</body>\n</html>\n"
     )
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_text(page, encoding="utf-8")
-        os.replace(aside, path)
-    finally:
-        aside.unlink(missing_ok=True)
+    replace_text(path, page)
 
 
 def _paragraphs(text: str) -> str:

@@ -2,11 +2,11 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
+from poise.files import replace_text
 from poise.training.trackers.tracker import Tracker
 
 
@@ -17,9 +17,6 @@ class JsonLines(Tracker):
 
     def __init__(self) -> None:
         self._lines: TextIO | None = None
-
-    def check(self) -> None:
-        """Nothing is needed."""
 
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:  # noqa: ARG002 (training.json holds it)
         """Begin `metrics.jsonl`, or cut off what came after the step."""
@@ -45,19 +42,6 @@ def cut(file: Path, step: int) -> None:
     replace_text(file, "".join(line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step))
 
 
-def replace_text(file: Path, text: str) -> None:
-    """Write a file, which is complete or as it was."""
-    aside = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with aside.open("w") as opened:
-            opened.write(text)
-            opened.flush()
-            os.fsync(opened.fileno())
-        aside.replace(file)
-    finally:
-        aside.unlink(missing_ok=True)
-
-
 def _strict(value: Any) -> Any:
     match value:
         case float():
@@ -70,4 +54,4 @@ def _strict(value: Any) -> Any:
             return value
 
 
-__all__ = ["JsonLines", "cut", "replace_text"]
+__all__ = ["JsonLines", "cut"]

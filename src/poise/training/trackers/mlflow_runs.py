@@ -3,14 +3,12 @@
 mlflow ui --backend-store-uri sqlite:///out/pusht/mlflow.db
 """
 
-import importlib
 import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poise.extras import extra
 from poise.training.trackers.tracker import PROJECT, Tracker, flat, remembered
 
 if TYPE_CHECKING:
@@ -23,14 +21,11 @@ class MLflow(Tracker):
     MLflow forgets no point: after a resume, those that the killed run was ahead by are there twice.
     """
 
+    NEEDS = "mlflow.tracking", "mlflow"
+
     def __init__(self) -> None:
         self._client: MlflowClient | None = None
         self._id = ""
-
-    def check(self) -> None:
-        """Import MLflow."""
-        with extra("mlflow", "MLflow needs"):
-            importlib.import_module("mlflow.tracking")
 
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:
         """Begin a run, or go on with the one of the same id."""

@@ -1,13 +1,11 @@
 """Figures for TensorBoard (extra `tensorboard`): `tensorboard --logdir out`."""
 
-import importlib
 import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poise.extras import extra
 from poise.training.trackers.tracker import Tracker, flat
 
 if TYPE_CHECKING:
@@ -19,13 +17,10 @@ class TensorBoard(Tracker):
 
     FOLDER = "tensorboard"
 
+    NEEDS = "torch.utils.tensorboard", "tensorboard"
+
     def __init__(self) -> None:
         self._writer: SummaryWriter | None = None
-
-    def check(self) -> None:
-        """Import TensorBoard's writer."""
-        with extra("tensorboard", "TensorBoard needs"):
-            importlib.import_module("torch.utils.tensorboard")
 
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:
         """Begin a folder, or purge what came after the step."""

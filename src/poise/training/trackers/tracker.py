@@ -1,24 +1,36 @@
 """What a training asks of a tool that keeps its figures."""
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from poise.extras import extra
 
 PROJECT = "poise"
 """Under which tools that sort runs by project keep them."""
 
 
 class Tracker(ABC):
-    """Keeps the figures of one training. It works offline unless its user says otherwise."""
+    """Keeps the figures of one training. It works offline unless its user says otherwise.
 
-    @abstractmethod
+    Attributes:
+        NEEDS: The module of the tool, and the extra that brings it; None where nothing is needed.
+    """
+
+    NEEDS: ClassVar[tuple[str, str] | None] = None
+
     def check(self) -> None:
         """Import the tool, before anything is changed for a run.
 
         Raises:
             ImportError: It is not installed; the message names the extra.
         """
+        if self.NEEDS is not None:
+            module, name = self.NEEDS
+            with extra(name, f"{type(self).__name__} needs"):
+                importlib.import_module(module)
 
     @abstractmethod
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:

@@ -1,12 +1,10 @@
 """Figures for Trackio (extra `trackio`): on this machine, where `trackio show` finds them; `TRACKIO_DIR` moves them."""
 
-import importlib
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poise.extras import extra
 from poise.training.trackers.tracker import PROJECT, Tracker, flat, remembered
 
 if TYPE_CHECKING:
@@ -19,13 +17,10 @@ class Trackio(Tracker):
     Trackio forgets no point: after a resume, those that the killed run was ahead by are there twice.
     """
 
+    NEEDS = "trackio", "trackio"
+
     def __init__(self) -> None:
         self._run: Run | None = None
-
-    def check(self) -> None:
-        """Import Trackio."""
-        with extra("trackio", "Trackio needs"):
-            importlib.import_module("trackio")
 
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:
         """Begin a run, or go on with the one of the same name."""

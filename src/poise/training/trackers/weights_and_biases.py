@@ -1,13 +1,11 @@
 """Figures for Weights & Biases (extra `wandb`): offline, unless `WANDB_MODE=online`; `wandb sync` sends them later."""
 
-import importlib
 import os
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poise.extras import extra
 from poise.training.trackers.tracker import PROJECT, Tracker, flat, remembered
 
 if TYPE_CHECKING:
@@ -21,13 +19,10 @@ class WeightsAndBiases(Tracker):
     resumed training repeats them.
     """
 
+    NEEDS = "wandb", "wandb"
+
     def __init__(self) -> None:
         self._run: Run | None = None
-
-    def check(self) -> None:
-        """Import the library."""
-        with extra("wandb", "WeightsAndBiases needs"):
-            importlib.import_module("wandb")
 
     def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:
         """Begin a run, or go on with the one of the same id."""

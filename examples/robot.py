@@ -229,17 +229,17 @@ def main(
     server = PolicyServer(checkpoint, "--evaluations", str(evaluations))
     network = Network(server, faults)
     blackout = threading.Timer(faults.kill_server_at or 0.0, lambda: (server.kill(), time.sleep(1), server.start()))
-    if faults.kill_server_at is not None:
-        blackout.start()
     try:
         with Client(f"ws://127.0.0.1:{network.port}") as client:
             client.wait(30)
+            if faults.kill_server_at is not None:
+                blackout.start()
             witness = Witness(client)
             robot = Robot(witness, RATE, max_age)
             count = drive(robot, witness, faults, seconds, max_age)
     finally:
-        if faults.kill_server_at is not None:
-            blackout.cancel()
+        blackout.cancel()
+        if blackout.ident is not None:
             blackout.join()  # or a server that just starts would stay
         server.kill()
     print(json.dumps({**count, "reconnects": network.connections - 1, "reasons": robot.holds}, indent=2))

@@ -37,8 +37,8 @@ def run(checkpoint: Path, *options: str) -> tuple[str, dict]:
 
 
 def test_the_example_survives_its_faults(checkpoint):
-    faults = ("--drop", "1", "--kill-server-at", "1", "--nan", "0.4", "--latency-ms", "20", "--slow-client")
-    lines, count = run(checkpoint, "--seconds", "4", *faults)
+    faults = ("--drop", "0.5", "--kill-server-at", "2", "--nan", "0.4", "--latency-ms", "20", "--slow-client")
+    lines, count = run(checkpoint, "--seconds", "5", *faults)
     assert lines.startswith("   1 s  plan ")
     assert count["actions"] + count["holds"] == count["ticks"] > 0
     assert count["holds"] == sum(count["reasons"].values()) - count["reasons"].pop("the step came late") > 0

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn import functional
 
-from poise.nn import Concatenate, FiLM, UNet1D, unet1d
-from poise.nn.unet1d import _Convolution, _Mish
+from poise.nn import Concatenate, FiLM, UNet1D, convolution
+from poise.nn.convolution import Convolution
+from poise.nn.unet1d import _Mish
 from poise.testing import check_network
 
 ACTION, TOKENS = 2, (2, 18)
@@ -153,7 +154,7 @@ def test_matrix_products_equal_convolutions(monkeypatch, spec, horizon, batch):
     network, given = built(spec, horizon).double(), inputs(batch, horizon, torch.float64)
     products = output(network, *given)
     single = output(network.float(), *[values.float() for values in given])
-    monkeypatch.setattr(unet1d, "_FEW", 0)
+    monkeypatch.setattr(convolution, "_FEW", 0)
     convolutions = output(network.double(), *given)
     torch.testing.assert_close(products, convolutions, atol=1e-12, rtol=0)
     torch.testing.assert_close(single.double(), convolutions, atol=1e-5, rtol=0)
@@ -162,7 +163,7 @@ def test_matrix_products_equal_convolutions(monkeypatch, spec, horizon, batch):
 def test_gradients_of_matrix_products_equal_those_of_convolutions(monkeypatch):
     gradients = []
     for few in (8, 0):
-        monkeypatch.setattr(unet1d, "_FEW", few)
+        monkeypatch.setattr(convolution, "_FEW", few)
         network = built().double()
         output(network, *inputs(4, dtype=torch.float64)).square().sum().backward()
         gradients.append({name: parameter.grad for name, parameter in network.named_parameters()})
@@ -228,19 +229,42 @@ def test_training_in_bfloat16_computes_what_evaluation_does():
     torch.testing.assert_close(trained, plain, atol=0.02, rtol=0.02)
 
 
-@pytest.mark.parametrize("bfloat16", [False, True])
-def test_the_gradient_by_products_is_that_of_the_convolution(bfloat16):
-    """Where plans are short and channels many, training on a CPU computes the gradient of the weights another way."""
+def result_and_gradients(layer, x, seed=1):
+    """Of a layer: what it computes, and the gradients with respect to its input and its tensors."""
+    x = x.clone().requires_grad_()
+    y = layer(x)
+    g = torch.randn(y.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed)).to(y.dtype)
+    return [y, *torch.autograd.grad(y, [x, layer.weight, layer.bias], g)]
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (5, 1), (7, 3)])
+@pytest.mark.parametrize("length", [1, 2, 4, 7, 16])
+def test_training_by_places_computes_the_convolution_and_its_gradients(kernel, stride, length):
     torch.manual_seed(0)
-    layer = _Convolution(256, 256, 5).double().train()
+    layer, x = Convolution(6, 8, kernel, stride).double(), torch.randn(12, 6, length, dtype=torch.float64)
+    plain = result_and_gradients(layer.eval(), x)
+    for trained in (x, x.transpose(1, 2).contiguous().transpose(1, 2)):
+        for mine, torchs in zip(result_and_gradients(layer.train(), trained), plain, strict=True):
+            torch.testing.assert_close(mine, torchs, atol=1e-12, rtol=0)
+
+
+def test_training_keeps_plans_as_rows_in_memory():
+    """Or every layer would turn them over."""
+    network, as_rows = built().train(), []
+    for module in network.modules():
+        if type(module).__name__ in ("_ConvBlock", "_ResidualBlock"):
+            module.register_forward_hook(lambda *given: as_rows.append(given[-1].transpose(1, 2).is_contiguous()))
+    output(network, *inputs(12))
+    assert as_rows
+    assert all(as_rows)
+
+
+def test_the_gradient_by_products_is_that_of_the_convolution():
+    """In bfloat16, where plans are short and channels many, training on a CPU computes that of the weights its way."""
+    torch.manual_seed(0)
+    layer, x = Convolution(256, 256, 5), torch.randn(3, 256, 4)
     assert layer.wide
-    x, g = torch.randn(3, 256, 4, dtype=torch.float64), torch.randn(3, 256, 4, dtype=torch.float64)
-    found = []
-    for training in (True, False):
-        given = x.clone().requires_grad_()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
-            y = layer.train(training).float()(given.float()) if bfloat16 else layer.train(training)(given)
-        found.append(torch.autograd.grad(y, [given, layer.weight, layer.bias], g.to(y.dtype)))
-    for mine, torchs in zip(*found, strict=True):
-        scale = torchs.abs().max().item()
-        torch.testing.assert_close(mine, torchs, atol=(0.02 if bfloat16 else 1e-12) * scale, rtol=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        trained, plain = (result_and_gradients(layer.train(training), x) for training in (True, False))
+    for mine, torchs in zip(trained, plain, strict=True):
+        torch.testing.assert_close(mine, torchs, atol=0.02 * torchs.abs().max().item(), rtol=0)

@@ -9,7 +9,6 @@ or $h \leftarrow h + \beta(c)$ under `FiLM(scale=False)`. Under other conditioni
 With `FiLM` the tensors have the names and shapes of the published checkpoints, so that these can be imported.
 """
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -17,18 +16,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.nn.grad import conv1d_input
 
 from poise.nn.attention import Attend, Memory, Unattended
 from poise.nn.conditioning import Conditioning, FiLM, attend
+from poise.nn.convolution import Convolution, Upsample, frozen, row_by_row
 from poise.nn.embeddings import Level, LogSnr
 from poise.nn.spec import Network, NetworkSpec
 from poise.typing import Actions, Times, Tokens
 
-_FEW = 8  # samples: up to here matrix products beat the convolution of PyTorch
-_PART = 16  # outputs of one product
 _FLAT = 40.0  # from here on Mish is x, and up to here its square of an exponential is a float32
-_SHORT, _WIDE = 4, 2**14  # steps of a plan, and inputs times outputs: here PyTorch's gradient of weights is slow
 
 
 @dataclass(frozen=True)
@@ -88,99 +84,11 @@ class _Prepared(NamedTuple):
     memories: list[Memory | None]  # what each resolution attends to
 
 
-class _Convolution(nn.Module):
-    """A convolution over the horizon with zeros beyond its ends; its tensors are those of `nn.Conv1d`.
-
-    A convolution is the product of its windows, as rows `(B L, C kernel)`, with the matrix of its weights. For a few
-    short plans this takes a third to two thirds of the time of PyTorch's convolution, for a training batch more. The
-    weights are cut into parts of `_PART` outputs, because PyTorch shares a batch of products out to its threads, but
-    leaves a single one with few rows to one thread.
-    """
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.Conv1d(inputs, outputs, kernel).parameters()
-        self.stride, self.padding = stride, kernel // 2
-        self.parts = outputs // math.gcd(outputs, _PART)
-        self.wide = stride == 1 and kernel > 1 and inputs * outputs >= _WIDE
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training and self.wide and x.shape[2] <= _SHORT and x.device.type == "cpu":
-            return _ByProducts.apply(*_cast(x, self.weight, self.bias), self.padding)
-        if _frozen(self):
-            rows = _beside(x, self.weight.shape[2], self.padding, self.stride)
-            return _product(rows, self.weight.transpose(1, 2).flatten(1), self.bias).transpose(1, 2)
-        # An exported network convolves at any batch; not len, which would fix it.
-        if torch.compiler.is_exporting() or x.shape[0] > _FEW:
-            return functional.conv1d(x, self.weight, self.bias, self.stride, self.padding)
-        padded, (_, channels, kernel) = functional.pad(x, (self.padding, self.padding)), self.weight.shape
-        windows = padded.unfold(2, kernel, self.stride).transpose(1, 2)
-        rows, (batch, length) = windows.reshape(-1, channels * kernel), windows.shape[:2]
-        weight, bias = self.weight.view(self.parts, -1, channels * kernel), self.bias.view(self.parts, 1, -1)
-        y = torch.baddbmm(bias, rows.expand(self.parts, -1, -1), weight.transpose(1, 2))
-        return y.unflatten(1, (batch, length)).permute(1, 0, 3, 2).flatten(1, 2)
-
-
-class _Upsample(nn.Module):
-    """Twice the steps, by a transposed convolution of width 4; its tensors are those of `nn.ConvTranspose1d`."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.weight, self.bias = nn.ConvTranspose1d(channels, channels, 4).parameters()
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not _frozen(self):
-            return functional.conv_transpose1d(x, self.weight, self.bias, stride=2, padding=1)
-        # Of the steps before, here and after, even outputs see the first two and odd ones the last two.
-        after_odd, here_even, here_odd, before_even = self.weight.unbind(2)
-        even = functional.pad(torch.cat([before_even, here_even]), (0, 0, 0, len(self.weight)))
-        odd = functional.pad(torch.cat([here_odd, after_odd]), (0, 0, len(self.weight), 0))
-        y = _product(_beside(x, 3, 1), torch.cat([even, odd], 1).t(), torch.cat([self.bias, self.bias]))
-        return y.unflatten(2, (2, -1)).flatten(1, 2).transpose(1, 2)
-
-
-def _frozen(module: nn.Module) -> bool:
-    """Whether a compiler looks on that takes the weights for constants, and packs those of plain matrix products."""
-    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not module.training
-
-
-def _beside(x: Tensor, kernel: int, padding: int, stride: int = 1) -> Tensor:
-    """What a convolution sees at its places, with zeros beyond the ends: `(B, C, L)` to `(B, L / stride, kernel C)`."""
-    padded = functional.pad(x.transpose(1, 2), (0, 0, padding, padding))
-    return torch.cat([padded[:, k : k + x.shape[2] : stride] for k in range(kernel)], 2)
-
-
-def _product(rows: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A linear layer as one product of two matrices, whatever the strides of its rows `(B, L, N)`."""
-    return functional.linear(rows.flatten(0, 1), weight, bias).unflatten(0, rows.shape[:2])
-
-
-class _ByProducts(torch.autograd.Function):
-    """A convolution whose gradient with respect to its weights is one product of matrices.
-
-    PyTorch's own takes twice as long on a CPU where plans are short and channels many, and up to six times.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, padding: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.padding = padding
-        return functional.conv1d(x, weight, bias, 1, padding)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        (x, weight), (g,) = ctx.saved_tensors, gradients
-        kernel, rows = weight.shape[2], _beside(x, weight.shape[2], ctx.padding).flatten(0, 1)
-        product = (g.transpose(1, 2).flatten(0, 1).t() @ rows).unflatten(1, (kernel, -1))
-        inner = conv1d_input(x.shape, weight, g, padding=ctx.padding)
-        return inner, product.transpose(1, 2), g.sum((0, 2)), None
-
-
 class _Mish(torch.autograd.Function):
     r"""Mish with its slope, $$ x \tanh(\ln(1 + e^x)), $$ both by one exponential.
 
-    With $n = e^x (e^x + 2)$ the hyperbolic tangent is $n / (n + 2)$. In bfloat16 on a CPU PyTorch's own takes three
-    times as long.
+    With $n = e^x (e^x + 2)$ the hyperbolic tangent is $n / (n + 2)$. On a CPU PyTorch's own takes about three times as
+    long.
     """
 
     @staticmethod
@@ -200,26 +108,23 @@ class _Mish(torch.autograd.Function):
         return g * slope
 
 
-def _cast(*tensors: Tensor) -> list[Tensor]:
-    """As autocast would for a convolution."""
-    if not torch.is_autocast_enabled("cpu"):
-        return list(tensors)
-    return [tensor.to(torch.get_autocast_dtype("cpu")) for tensor in tensors]
-
-
 class _ConvBlock(nn.Module):
     def __init__(self, inputs: int, outputs: int, spec: UNet1D) -> None:
         super().__init__()
         self.block = nn.Sequential(
-            _Convolution(inputs, outputs, spec.kernel),
+            Convolution(inputs, outputs, spec.kernel),
             nn.GroupNorm(spec.groups, outputs),
         )
 
     def forward(self, x: Tensor) -> Tensor:
         convolution, norm = self.block
         assert isinstance(norm, nn.GroupNorm)
-        x = torch.group_norm(convolution(x), norm.num_groups, norm.weight, norm.bias, norm.eps)
-        slow = self.training and x.device.type == "cpu" and x.dtype == torch.bfloat16
+        x = convolution(x)
+        if row_by_row(self, x):  # which PyTorch's norm takes as they lie where there is a dimension more
+            x = torch.group_norm(x[:, :, None], norm.num_groups, norm.weight, norm.bias, norm.eps)[:, :, 0]
+        else:
+            x = torch.group_norm(x, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        slow = self.training and x.device.type == "cpu" and not torch.compiler.is_compiling()
         return _Mish.apply(x) if slow else functional.mish(x)
 
 
@@ -230,7 +135,7 @@ class _ResidualBlock(nn.Module):
         self.conv2 = _ConvBlock(outputs, outputs, spec)
         self.scaled = spec.conditioning.doors.scale
         self.cond_encoder = nn.Sequential(nn.Mish(), nn.Linear(condition, (1 + self.scaled) * outputs))
-        self.residual_conv = _Convolution(inputs, outputs, 1) if inputs != outputs else nn.Identity()
+        self.residual_conv = Convolution(inputs, outputs, 1) if inputs != outputs else nn.Identity()
 
     def film(self) -> nn.Linear:
         """The layer that maps the condition to scale and bias, or to the bias."""
@@ -259,6 +164,13 @@ class _Stage(nn.ModuleList):
         return x, resample(x)
 
 
+def _joined(h: Tensor, skip: Tensor, by_rows: bool) -> Tensor:
+    """The channels of both, in memory as they were."""
+    if not by_rows:
+        return torch.cat([h, skip], 1)
+    return torch.cat([h.transpose(1, 2), skip.transpose(1, 2)], 2).transpose(1, 2)
+
+
 class _UNet1D(Network):
     def __init__(self, spec: UNet1D, action: int, tokens: tuple[int, int]) -> None:
         super().__init__()
@@ -281,15 +193,13 @@ class _UNet1D(Network):
         self.down_modules = nn.ModuleList()
         for inputs, outputs in zip((action + self.entering, *channels), channels, strict=False):
             deepest = len(self.down_modules) == len(channels) - 1
-            down = nn.Identity() if deepest else _Convolution(outputs, outputs, 3, stride=2)
+            down = nn.Identity() if deepest else Convolution(outputs, outputs, 3, stride=2)
             self.down_modules.append(stage(inputs, outputs, down))
         self.mid_modules = nn.ModuleList(block(channels[-1], channels[-1]) for _ in range(2))
         self.up_modules = nn.ModuleList()
         for outputs, inputs in reversed(list(zip(channels, channels[1:], strict=False))):
-            self.up_modules.append(stage(2 * inputs, outputs, _Upsample(outputs)))
-        self.final_conv = nn.Sequential(
-            _ConvBlock(channels[0], channels[0], spec), _Convolution(channels[0], action, 1)
-        )
+            self.up_modules.append(stage(2 * inputs, outputs, Upsample(outputs)))
+        self.final_conv = nn.Sequential(_ConvBlock(channels[0], channels[0], spec), Convolution(channels[0], action, 1))
         self._films = [m.film() for m in self.modules() if isinstance(m, _ResidualBlock)]
         parts = 1 + doors.scale
         self._widths = [layer.out_features // parts for layer in self._films for _ in range(parts)]
@@ -312,7 +222,7 @@ class _UNet1D(Network):
 
     def forward(self, x: Actions, log_snr: Times, prepared: _Prepared) -> Actions:
         level = functional.mish(self.diffusion_step_encoder(log_snr))
-        if _frozen(self):
+        if frozen(self):
             film = prepared.film + functional.linear(level, self._film_weights()[0])
         else:
             film = torch.addmm(prepared.film, level, prepared.level)
@@ -325,7 +235,7 @@ class _UNet1D(Network):
         for block in self.mid_modules:
             h = block(h, films)
         for stage in self.up_modules:
-            h = stage(torch.cat([h, skips.pop()], dim=1), films, memories)[1]
+            h = stage(_joined(h, skips.pop(), row_by_row(self, h)), films, memories)[1]
         return self.final_conv(h).transpose(1, 2)
 
 

@@ -137,6 +137,21 @@ def test_a_run_that_is_killed_leaves_the_others_alone(recipe, tmp_path, capsys):
     assert len(list((tmp_path / "out" / "runs").glob("*/run.json"))) == 1
 
 
+@pytest.mark.parametrize("form", ["file", "folder"])
+def test_other_demonstrations_under_the_same_name_are_trained_on(recipe, tmp_path, form):
+    quick, data = recipe.with_name("quick.py"), tmp_path / "data"
+    quick.write_text(recipe.read_text().replace("steps=60", "steps=2").replace("path.exists()", "False"))
+    if form == "folder":
+        data.mkdir()
+    part, times = data / "part" if form == "folder" else data, []
+    for content in ("some", "some", "others"):
+        if not part.exists() or part.read_text() != content:
+            part.write_text(content)
+        sweep(quick, ("training.seed=0",), tmp_path / "out", data=data, episodes=2)
+        times.append((tmp_path / "out/runs/training.seed=0/run.json").stat().st_mtime_ns)
+    assert times[0] == times[1] < times[2]
+
+
 def test_what_is_written_is_whole_or_as_it_was(tmp_path):
     """A sweep and a comparison that were killed while they wrote go on from these files."""
     write_json(tmp_path / "a.json", {"rows": 1})

@@ -1,6 +1,7 @@
 """Runs that keep their results in folders: a finished one is not run again, and a failure is that of one run alone."""
 
 import contextlib
+import hashlib
 import json
 import sys
 import traceback
@@ -44,6 +45,13 @@ def figures(run: Run) -> dict[str, Any] | None:
     held = json.loads(file.read_text())
     same = held["made from"] == json.loads(json.dumps(run.identity))  # JSON has no tuples
     return held["figures"] if same else None
+
+
+def stamp(data: Path) -> str:
+    """A digest of the names, sizes and times of change of a file, or of all in a folder: a cheap one of its contents."""
+    files = sorted(data.rglob("*")) if data.is_dir() else [data]
+    held = [(str(f.relative_to(data)), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
+    return hashlib.sha256(repr(held).encode()).hexdigest()
 
 
 def keep(run: Run, found: Mapping[str, Any], **more: Any) -> None:
@@ -94,4 +102,4 @@ def run_missing(engine: Engine, function: Callable[[AnyRun], None], runs: Sequen
     return failures
 
 
-__all__ = ["Run", "figures", "keep", "logged", "run_missing"]
+__all__ = ["Run", "figures", "keep", "logged", "run_missing", "stamp"]

@@ -21,7 +21,7 @@ from poise.cli.engines import Pinned, Workers
 from poise.cli.evaluate import Output, Trial, evaluate, write_json
 from poise.cli.fields import fields, nearest
 from poise.cli.machine import machine
-from poise.cli.resumable import figures, keep, logged, run_missing
+from poise.cli.resumable import figures, keep, logged, run_missing, stamp
 from poise.cli.running import Hardware
 from poise.cli.train import parse_run, train_recipe
 from poise.evaluation import wilson
@@ -50,6 +50,7 @@ class Cell:
         episodes: Episodes to evaluate on.
         seed: Of the first episode.
         source: Digest of the recipe file.
+        data: Stamp of the demonstrations, where the command names them.
     """
 
     setting: dict[str, str]
@@ -58,11 +59,13 @@ class Cell:
     episodes: int
     seed: int
     source: str
+    data: str | None
 
     @property
     def identity(self) -> dict[str, Any]:
         """What a finished run must have been made from to count for this one."""
-        return {"train": list(self.train), "episodes": self.episodes, "seed": self.seed, "recipe": self.source}
+        tried = {"episodes": self.episodes, "seed": self.seed}
+        return {"train": list(self.train), **tried, "recipe": self.source, "data": self.data}
 
     @property
     def name(self) -> str:
@@ -145,7 +148,7 @@ def _cells(
                 f"got --vary {name}, expected a field of the recipe: did you mean {nearest(name, known)!r}?"
             )
     data, method = run
-    cells = []
+    held, cells = stamp(data) if data else None, []
     for values in itertools.product(*axes.values()):
         setting = dict(zip(axes, values, strict=True))
         folder = out / "runs" / _named(setting)
@@ -153,7 +156,7 @@ def _cells(
         options = [word for name, value in chosen.items() for word in (f"--{name}", *value.split())]
         options += ["--data", str(data)] if data else []
         train = (str(recipe), *options, "--out", str(folder), "--threads", "1")
-        cells.append(Cell(setting, folder, train, *tried, source))
+        cells.append(Cell(setting, folder, train, *tried, source, held))
         _check(cells[-1], recipe, loaded)
     return cells
 

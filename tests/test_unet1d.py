@@ -248,13 +248,21 @@ def test_training_by_places_computes_the_convolution_and_its_gradients(kernel, s
             torch.testing.assert_close(mine, torchs, atol=1e-12, rtol=0)
 
 
-def test_training_keeps_plans_as_rows_in_memory():
+def test_many_plans_are_what_few_are():
+    network, given = built().double(), inputs(64, dtype=torch.float64)
+    assert convolution.row_by_row(network, given[0])
+    few = [output(network, *(values[rows] for values in given)) for rows in (slice(0, 32), slice(32, 64))]
+    torch.testing.assert_close(output(network, *given), torch.cat(few), atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(("batch", "training"), [(12, True), (64, False)])
+def test_large_batches_stay_as_rows_in_memory(batch, training):
     """Or every layer would turn them over."""
-    network, as_rows = built().train(), []
+    network, as_rows = built().train(training), []
     for module in network.modules():
         if type(module).__name__ in ("_ConvBlock", "_ResidualBlock"):
             module.register_forward_hook(lambda *given: as_rows.append(given[-1].transpose(1, 2).is_contiguous()))
-    output(network, *inputs(12))
+    output(network, *inputs(batch))
     assert as_rows
     assert all(as_rows)
 

@@ -48,7 +48,7 @@ def figures(run: Run) -> dict[str, Any] | None:
 
 
 def stamp(data: Path) -> str:
-    """A digest of the names, sizes and times of change of a file, or of all in a folder: a cheap one of its contents."""
+    """A digest of names, sizes and times of change of a file, or of all in a folder: a cheap one of what they hold."""
     files = sorted(data.rglob("*")) if data.is_dir() else [data]
     held = [(str(f.relative_to(data)), f.stat().st_size, f.stat().st_mtime_ns) for f in files if f.is_file()]
     return hashlib.sha256(repr(held).encode()).hexdigest()

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,6 +36,13 @@ class JsonLines(Tracker):
             self._lines.close()
 
 
+def reported(run: Path) -> Iterator[dict[str, Any]]:
+    """What a run has reported so far: figures by name, with their `step`."""
+    file = run / JsonLines.FILE
+    for line in file.read_text().splitlines() if file.is_file() else ():
+        yield json.loads(line)
+
+
 def cut(file: Path, step: int) -> None:
     """Leave the lines of a file, each of them JSON with its `step`, up to this step; at step 0 none."""
     lines = file.read_text().splitlines(keepends=True) if step and file.is_file() else []
@@ -54,4 +61,4 @@ def _strict(value: Any) -> Any:
             return value
 
 
-__all__ = ["JsonLines", "cut"]
+__all__ = ["JsonLines", "cut", "reported"]

@@ -6,13 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from poise.training.trackers.tracker import Tracker, flat
+from poise.training.trackers.tool import Tool
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
 
-class TensorBoard(Tracker):
+class TensorBoard(Tool):
     """Event files in the folder `tensorboard` of the run. After a resume, later points of the killed run are gone."""
 
     FOLDER = "tensorboard"
@@ -20,11 +20,10 @@ class TensorBoard(Tracker):
     NEEDS = "torch.utils.tensorboard", "tensorboard"
 
     def __init__(self) -> None:
+        super().__init__()
         self._writer: SummaryWriter | None = None
 
-    def open(self, run: Path, about: Mapping[str, Any], step: int) -> None:
-        """Begin a folder, or purge what came after the step."""
-        self.check()
+    def _begin(self, run: Path, about: Mapping[str, Any], step: int) -> int:
         from torch.utils.tensorboard import SummaryWriter
 
         if not step:
@@ -33,18 +32,17 @@ class TensorBoard(Tracker):
         if not step:
             text = json.dumps(about, indent=1).replace("\n", "\n    ")
             self._writer.add_text("about", f"    {text}")  # indented, Markdown shows it as it is
+        return step + 1
 
-    def log(self, step: int, figures: Mapping[str, Any]) -> None:
-        """Add a point to every curve."""
+    def _send(self, step: int, values: Mapping[str, float]) -> None:
         assert self._writer is not None
-        for name, value in flat(figures).items():
+        for name, value in values.items():
             self._writer.add_scalar(name, value, step)
         self._writer.flush()
 
-    def close(self) -> None:
-        """Close the file."""
-        if self._writer is not None:
-            self._writer.close()
+    def _end(self) -> None:
+        assert self._writer is not None
+        self._writer.close()
 
 
 __all__ = ["TensorBoard"]

@@ -1,6 +1,7 @@
 """What a training asks of a tool that keeps its figures."""
 
 import importlib
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,9 +18,11 @@ class Tracker(ABC):
 
     Attributes:
         NEEDS: The module of the tool, and the extra that brings it; None where nothing is needed.
+        QUIET: Environment variables that keep the tool from reporting to its makers. What the user has set stays.
     """
 
     NEEDS: ClassVar[tuple[str, str] | None] = None
+    QUIET: ClassVar[Mapping[str, str]] = {}
 
     def check(self) -> None:
         """Import the tool, before anything is changed for a run.
@@ -27,6 +30,8 @@ class Tracker(ABC):
         Raises:
             ImportError: It is not installed; the message names the extra.
         """
+        for variable, value in self.QUIET.items():
+            os.environ.setdefault(variable, value)  # before the import, which looks at it
         if self.NEEDS is not None:
             module, name = self.NEEDS
             with extra(name, f"{type(self).__name__} needs"):

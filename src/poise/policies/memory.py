@@ -99,6 +99,15 @@ class Memory:
         self.seen[active] = taken[active]
         return active
 
+    def skip(self, which: Mask = None) -> None:
+        """One control step without an observation: the one before it is held; robots that saw none yet wait for one.
+
+        Args:
+            which: Robots that it passes for; None means all.
+        """
+        active = np.ones(self.robots, bool) if which is None else np.asarray(which, bool)
+        self.now[active & (self.now >= 0)] += 1
+
     def _checked(self, observation: Seen, active: NDArray[np.bool_]) -> dict[str, NDArray]:
         """The features that are given, once they are found to fit."""
         rows = {}
@@ -112,13 +121,9 @@ class Memory:
                     f"got feature {name!r} of shape {None if got is None else got.shape}, "
                     f"expected {expected}: one current observation a robot"
                 )
-            if history.dtype == np.uint8 and got.dtype != np.uint8:
-                raise ValueError(
-                    f"got images {name!r} of {got.dtype}, expected uint8 from 0 to 255, as the camera gives them: "
-                    "the policy normalises them itself"
-                )
-            # Before it enters a history, where it would stay when the sensor has recovered.
-            if history.dtype != np.uint8 and not np.isfinite(got[active]).all():
+            if history.dtype == np.uint8:
+                check_pixels(name, got)
+            elif not np.isfinite(got[active]).all():  # it would stay in the history when the sensor has recovered
                 raise ValueError(
                     f"got NaN or infinity in feature {name!r}, expected finite numbers: "
                     "check the sensor, and hold the robot meanwhile"
@@ -176,4 +181,17 @@ class Memory:
         return self.policy.plan(self.window(robots), self.noise(robots)).cpu().numpy()
 
 
-__all__ = ["Age", "Mask", "Memory", "Robots", "Seeds", "Seen"]
+def check_pixels(name: str, images: NDArray) -> None:
+    """Raise where images of a feature are not as the policy wants them.
+
+    Raises:
+        ValueError: Any type but uint8.
+    """
+    if images.dtype != np.uint8:
+        raise ValueError(
+            f"got images {name!r} of {images.dtype}, expected uint8 from 0 to 255, as the camera gives them: "
+            "the policy normalises them itself"
+        )
+
+
+__all__ = ["Age", "Mask", "Memory", "Robots", "Seeds", "Seen", "check_pixels"]

@@ -194,12 +194,15 @@ class Batcher:
 
 
 def _settle(job: Job, outcome: Planned | Exception) -> None:
+    """Tell a client, for which what the policy saw is left out: a client that does not read would have it kept."""
     if job.answer.done():  # its client is gone
         return
+    if isinstance(outcome, RejectedError):
+        outcome = RejectedError(str(outcome), outcome.planned._replace(seen={}))
     if isinstance(outcome, Exception):
         job.answer.set_exception(outcome)
     else:
-        job.answer.set_result(outcome)
+        job.answer.set_result(outcome._replace(seen={}))
 
 
 __all__ = ["KINDS", "Batcher", "Job", "Planned", "RejectedError", "SupersededError", "Work"]

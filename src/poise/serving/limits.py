@@ -24,6 +24,9 @@ class Limits:
         connections: At once, in all.
         connections_per_address: At once from one address.
         sessions: Robots (`env_id`) of one connection.
+        memory_bytes: For what clients may have the server hold, all of them together: messages that come in,
+            observations that wait, histories, and replies on their way. Half of it is divided among the connections
+            that there may be, the rest goes to who comes first; a connection that needs more is closed with 1013.
         rate: Messages a second of one connection; a client that sends more is read more slowly.
         batch: Robots that are planned for at once.
         open_seconds: For the opening handshake.
@@ -41,6 +44,7 @@ class Limits:
     connections: int = 256
     connections_per_address: int = 64
     sessions: int = 64
+    memory_bytes: int = 4 * 2**30
     rate: float = 200.0
     batch: int = 64
     open_seconds: float = 5.0
@@ -60,21 +64,22 @@ class Places:
 
     Args:
         limits: How many there may be.
+        times: So many times as many.
     """
 
-    def __init__(self, limits: Limits) -> None:
-        self._limits, self._taken = limits, Counter[str]()
+    def __init__(self, limits: Limits, times: int = 1) -> None:
+        self._all, self._each = times * limits.connections, times * limits.connections_per_address
+        self._taken = Counter[str]()
 
     def __len__(self) -> int:
         return self._taken.total()
 
     def full(self, address: str) -> str | None:
         """Why there is no place for another connection from an address, or None."""
-        limits = self._limits
-        if len(self) >= limits.connections:
-            return f"all {limits.connections} connections are taken: try again later"
-        if self._taken[address] >= limits.connections_per_address:
-            return f"all {limits.connections_per_address} connections of {address} are taken: close one"
+        if len(self) >= self._all:
+            return f"all {self._all} connections are taken: try again later"
+        if self._taken[address] >= self._each:
+            return f"all {self._each} connections of {address} are taken: close one"
         return None
 
     def take(self, address: str) -> None:
@@ -85,6 +90,54 @@ class Places:
         """Count it no more."""
         self._taken[address] -= 1
         self._taken += Counter()  # forgets addresses without any
+
+
+class FullError(Exception):
+    """Clients would have the server hold more than it may."""
+
+
+class Held:
+    """The bytes that clients have a server hold, at most `Limits.memory_bytes`.
+
+    Half of them are divided evenly among the connections that there may be, open or opening, so that nobody can take
+    a connection its share; the other half goes to who comes first.
+
+    Args:
+        limits: How many there may be, and of how many connections.
+        robot: Bytes that one robot may hold.
+
+    Attributes:
+        total: Bytes that are held.
+        robot: As given.
+
+    Raises:
+        ValueError: Limits under which a robot would find no room, or the largest message.
+    """
+
+    def __init__(self, limits: Limits, robot: int) -> None:
+        places = 2 * limits.connections
+        self._share = limits.memory_bytes // (2 * places)
+        self._free = limits.memory_bytes - places * self._share
+        self.total, self.robot = 0, robot
+        most, least = self._share + self._free, robot + 2 * limits.message_bytes
+        if most < least:
+            raise ValueError(
+                f"got a limit of {limits.memory_bytes} bytes of memory, of which one connection may take {most}, "
+                f"expected {least}, for a robot of this policy and twice the largest message: raise --memory-bytes, or "
+                "lower --message-bytes"
+            )
+
+    def change(self, before: int, after: int) -> None:
+        """Let a connection hold other bytes than those before.
+
+        Raises:
+            FullError: There is no room; nothing has changed.
+        """
+        more = max(0, after - self._share) - max(0, before - self._share)
+        if more > self._free:
+            raise FullError("the server holds as much for its clients as it may: try again later")
+        self._free -= more
+        self.total += after - before
 
 
 class Pace:
@@ -167,4 +220,4 @@ def read_key(path: Path) -> str:
     return key
 
 
-__all__ = ["Limits", "Pace", "Places", "authorised", "check_exposure", "is_loopback", "read_key"]
+__all__ = ["FullError", "Held", "Limits", "Pace", "Places", "authorised", "check_exposure", "is_loopback", "read_key"]

@@ -5,8 +5,8 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import replace
-from typing import NamedTuple, Protocol
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -104,6 +104,21 @@ class Planner:
         self.policy, self._seed, self._filters, self._observers = policy.eval(), seed, filters, observers
         self._sessions: dict[tuple[Hashable, Name], Session] = {}
 
+    def metadata(self) -> dict[str, Any]:
+        """What clients are told: what the policy expects, what comes back, and the limits that it is held to."""
+        spec, limits = self.policy.spec, {} if self.safety is None else asdict(self.safety)
+        return {
+            "server": "poise",
+            "policy": type(self.policy).__name__,
+            "observations": {name: list(shape) for name, shape in spec.observations.items()},
+            "optional": sorted(spec.optional),
+            "history": spec.history,
+            "planned": spec.planned,
+            "execute": spec.execute,
+            "action": spec.action,
+            **({"safety": {name: bound and list(bound) for name, bound in limits.items()}} if limits else {}),
+        }
+
     def warm_up(self) -> None:
         """Plan for zeros, alone and in a batch: the first plans of a process take many times as long."""
         for batch in sorted({1, 2, *self._sizes}):
@@ -175,7 +190,7 @@ class Planner:
         return [self._passed(plan) for plan in plans[: len(windows)]]
 
     def _passed(self, plan: NDArray[np.float32]) -> _Passed:
-        before, done = plan.copy(), Counter[str]()
+        before, plan, done = plan, plan.copy(), Counter[str]()  # a view would keep the plans of the whole batch
         try:
             for each in self._filters:
                 plan = each(plan)
@@ -186,7 +201,7 @@ class Planner:
             kinds = Counter({kind: done[kind] for kind in KINDS if done[kind]})
             return _Passed(plan, int((plan != before).any(1).sum()), kinds, None)
         except Exception as error:
-            return _rejected(before, error)
+            return _rejected(before.copy(), error)
 
 
 def _rejected(plan: NDArray[np.float32], error: Exception) -> _Passed:

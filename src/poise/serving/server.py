@@ -9,25 +9,26 @@ import asyncio
 import itertools
 import logging
 import ssl
+import sys
 import time
-from asyncio import BaseTransport
+from asyncio import BaseTransport, Future
 from collections import Counter
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 from poise.extras import extra
-from poise.policies import Policy, Safety
 from poise.serving.batching import Batcher, Planned, RejectedError, SupersededError
+from poise.serving.clients import Client
 from poise.serving.dashboard import HEADERS, Dashboard
-from poise.serving.limits import Limits, Pace, Places, authorised, check_exposure, is_loopback
-from poise.serving.metrics import FIGURES, exposition
+from poise.serving.limits import FullError, Held, Limits, Places, authorised, check_exposure, is_loopback
+from poise.serving.metrics import FIGURES, Latencies, exposition
 from poise.serving.planning import Planner
 from poise.serving.recording import Recording
-from poise.serving.sessions import KEYS, Name, Request, request_of
+from poise.serving.sessions import KEYS, Name, request_of, robot_bytes
 from poise.wire import pack, unpack
 
 with extra("serve", "serving needs"):
@@ -35,12 +36,15 @@ with extra("serve", "serving needs"):
     from websockets.asyncio.server import ServerConnection, serve
     from websockets.datastructures import Headers
     from websockets.exceptions import ConnectionClosed
+    from websockets.frames import Frame, Opcode
     from websockets.http11 import Request as Opening
     from websockets.http11 import Response
+    from websockets.protocol import Event
 
 _log = logging.getLogger("poise.serving")
 _CLOSE = 2.0  # seconds for the closing handshake
 _WAITING = 1  # frames that may wait to be read, and one more: each may be a whole message, and the newest wins
+_FRAME = 256  # bytes that a frame takes beside what is in it
 _ERROR, _LATER = 1011, 1013  # codes of RFC 6455
 
 
@@ -59,7 +63,8 @@ class Server:
         interventions: What filters and limits did so far, by `poise.serving.batching.KINDS`.
 
     Raises:
-        ValueError: A policy one of whose features has the name of a key of the protocol.
+        ValueError: A policy one of whose features has the name of a key of the protocol, or limits under which no
+            robot of it could be served.
     """
 
     def __init__(
@@ -76,9 +81,10 @@ class Server:
             raise ValueError(f"got a policy that observes {clash}, which are keys of the protocol: rename the features")
         self._limits, self._key, self._places, self._dashboard = limits, key, Places(limits), dashboard
         self._planner, self._batcher = planner, Batcher(planner, limits.batch, self._spec.history)
-        self._metadata = pack(metadata(planner.policy, planner.safety))
+        self._metadata = pack(planner.metadata())
         self._numbers, self.ending, self.interventions = itertools.count(), False, Counter[str]()
         self._counts, self._recording = dict.fromkeys(FIGURES, 0.0), recording
+        self._latencies, self._held = Latencies(), Held(limits, robot_bytes(self._spec))
 
     @property
     def counts(self) -> dict[str, float]:
@@ -109,8 +115,9 @@ class Server:
         await self._batcher.call(self._planner.warm_up)
         limits, quiet = self._limits, logging.getLogger("poise.serving.transport")
         quiet.setLevel(logging.CRITICAL)  # anyone can fill a log with failed handshakes
+        opened = partial(_Connection, Places(limits, 2), self._held, self._counts)
         listener = await serve(
-            self._handle,
+            cast(Any, self._handle),  # of connections as `opened` makes them
             host,
             port,
             ssl=tls,
@@ -124,7 +131,7 @@ class Server:
             close_timeout=_CLOSE,
             max_size=limits.message_bytes,
             max_queue=_WAITING,
-            create_connection=_counted(limits, self._counts),
+            create_connection=cast(type[ServerConnection], opened),
             logger=quiet,
         )
         planning = asyncio.create_task(self._batcher.run())
@@ -173,7 +180,8 @@ class Server:
 
     def _figures(self, connection: ServerConnection) -> Response:
         try:
-            body = exposition(self.counts, self.interventions, {"connections": len(self._places)})
+            gauges = {"connections": len(self._places), "held_bytes": self._held.total}
+            body = exposition(self.counts, self.interventions, self._latencies, gauges)
         except ImportError as error:
             return connection.respond(HTTPStatus.NOT_FOUND, f"{error}\n")
         headers = Headers({"Content-Type": "text/plain; version=0.0.4", "Content-Length": str(len(body))})
@@ -188,7 +196,7 @@ class Server:
         headers = {**HEADERS, "Content-Type": page[0], "Content-Length": str(len(page[1]))}
         return Response(HTTPStatus.OK, "OK", Headers(headers), page[1])
 
-    async def _handle(self, connection: ServerConnection) -> None:
+    async def _handle(self, connection: "_Connection") -> None:
         """One connection, from the first message to the last."""
         address = _address(connection)
         full = self._places.full(address)
@@ -197,53 +205,67 @@ class Server:
             return
         self._places.take(address)
         self._counts["connections_opened"] += 1
-        client = _Client(connection, next(self._numbers), self._limits)
+        client = Client(connection, next(self._numbers), self._limits, self._held.robot)
         _log.info("client %d of %s is there", client.number, address)
         try:
             await client.send(self._metadata)
             await self._converse(client)
         except (ConnectionClosed, TimeoutError):
             pass
-        except Exception as error:
-            await self._fail(client, error)
+        except FullError as error:
+            connection.refuse(error)
         finally:
             self._places.leave(address)
             for answer in client.answers:
                 answer.cancel()
-            self._batcher.forget(client.number)
+            if connection.robots:  # or the worker would be woken for nothing
+                self._batcher.forget(client.number)
+            connection.robots = 0
+            connection.forget()
             _log.info("client %d is gone", client.number)
 
-    async def _converse(self, client: "_Client") -> None:
-        while True:
-            message = await client.receive()
-            self._counts["requests"] += 1
-            request = request_of(unpack(message, self._limits.message_bytes), self._spec)
-            client.admit(request.robot)
-            client.spawn(self._answer(client, request))
+    async def _converse(self, client: Client) -> None:
+        why = None
+        while why is None:
+            try:
+                self._take(client, await client.receive())
+            except (ConnectionClosed, TimeoutError, FullError):
+                raise
+            except Exception as error:
+                why = self._told(client, error)
+        await self._end(client, why)  # here, for an error holds the message that it is about
 
-    async def _answer(self, client: "_Client", request: Request) -> None:
+    def _take(self, client: Client, message: bytes) -> None:
         begin = time.perf_counter()
+        self._counts["requests"] += 1
+        request = request_of(unpack(message, self._limits.message_bytes), self._spec)
+        client.admit(request.robot)
+        outcome = None if self.ending else self._batcher.submit(client.number, request)
+        client.spawn(self._answer(client, request.name, outcome, begin))
+
+    async def _answer(self, client: Client, name: Name, outcome: Future[Planned] | None, begin: float) -> None:
         try:
-            if self.ending:
+            if outcome is None:
                 raise SupersededError("the server ends")
-            planned = await self._batcher.submit(client.number, request)
-            reply = self._reply(client, request, planned)
+            reply = self._reply(client, name, await outcome)
         except SupersededError as error:
             self._counts["superseded"] += 1
-            reply = {"busy": str(error), **_named(request)}
+            reply = {"busy": str(error), **_named(name)}
         except Exception as error:
             self.interventions["rejected"] += isinstance(error, RejectedError)
-            await self._fail(client, error)
+            await self._end(client, self._told(client, error))
             return
         try:
             await client.send(pack(reply))
             client.total = time.perf_counter() - begin
+            if "actions" in reply:
+                self._latencies.add(client.total)
         except (ConnectionClosed, TimeoutError):
             return
         except Exception as error:  # or it would wait for ever
-            await self._fail(client, error)
+            await self._end(client, self._told(client, error))
 
-    def _reply(self, client: "_Client", request: Request, planned: Planned) -> dict[str, Any]:
+    def _reply(self, client: Client, name: Name, planned: Planned) -> dict[str, Any]:
         self._counts["plans"] += 1
         self._counts["infer_seconds"] += planned.seconds
         self._counts["wait_seconds"] += planned.waited
@@ -259,122 +281,118 @@ class Server:
             "server_timing": timing,
             "policy_timing": {"infer_ms": milliseconds},
             "interventions": dict(planned.interventions),
-            **_named(request),
+            **_named(name),
         }
 
-    async def _fail(self, client: "_Client", error: Exception) -> None:
-        """Tell an error and close; of one that nobody foresaw only the log tells more."""
+    def _told(self, client: Client, error: Exception) -> str:
+        """What a client is told of an error; of one that nobody foresaw only the log tells more."""
         self._counts["errors"] += 1
         foreseen = isinstance(error, ValueError | RuntimeError)
-        _log.warning("client %d: %s", client.number, error, exc_info=None if foreseen else error)
+        _log.warning("client %d: %s", client.number, str(error), exc_info=None if foreseen else error)
+        return str(error) if foreseen else "the server failed: its log tells more"
+
+    async def _end(self, client: Client, why: str) -> None:
+        """Tell an error and close."""
         try:
-            await client.send(str(error) if foreseen else "the server failed: its log tells more")
+            await client.send(why)
             await client.connection.close(_ERROR, "the text frame before tells the error")
         except (ConnectionClosed, TimeoutError):
             return
 
 
-class _Client:
-    """One connection."""
+class _Connection(ServerConnection):
+    """A connection that is counted from its first moment, and so are the bytes that it has the server hold.
 
-    def __init__(self, connection: ServerConnection, number: int, limits: Limits) -> None:
-        self.connection, self.number, self.answers = connection, number, set[asyncio.Task[None]]()
-        self._limits, self._pace, self._robots = limits, Pace(limits.rate), set[Name]()
-        self.total: float | None = None  # seconds that the last answer took
+    Beside those that are open as many others may open.
 
-    async def receive(self) -> bytes:
-        """The next message, once the rate allows.
+    Attributes:
+        reading: Bytes of the message that is being read.
+        robots: Bytes that its robots may hold.
+    """
+
+    def __init__(self, gate: Places, held: Held, counts: dict[str, float], *given: Any, **options: Any) -> None:
+        super().__init__(*given, **options)
+        self._gate, self._held, self._counts = gate, held, counts
+        self.reading = self.robots = self._opening = self._pongs = self._weight = 0
+        self._newest = Frame(Opcode.CONT, b"")
+
+    def connection_made(self, transport: BaseTransport) -> None:
+        super().connection_made(transport)
+        self._from = _address(self)
+        if self._gate.full(self._from) is not None:
+            self._counts["connections_refused"] += 1
+            self.transport.abort()
+        self._gate.take(self._from)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._gate.leave(self._from)
+        super().connection_lost(exc)
+        self._opening = self._pongs = 0
+        self.loop.call_soon(self.forget)  # when a reader to whom a frame was promised has it
+
+    def forget(self) -> None:
+        """Drop what waits to be read."""
+        self.recv_messages.frames.queue.clear()
+        with suppress(FullError):  # it may hold something else
+            self.weigh()
+
+    def data_received(self, data: bytes) -> None:
+        if self.request is None:
+            self._opening += len(data)
+        super().data_received(data)
+        try:
+            self.weigh()
+        except FullError as error:
+            self.refuse(error)
+
+    def process_event(self, event: Event) -> None:
+        super().process_event(event)
+        if isinstance(event, Frame):
+            self._newest = event
+            if self.paused and event.opcode is Opcode.PING:  # it does not read the answers
+                self._pongs += _FRAME + len(event.data)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._pongs = 0
+
+    def taken(self) -> None:
+        """Note that the message that was being read is no more held here."""
+        self.reading = 0
+        if not self.recv_messages.frames.queue:  # to add up many that wait at each of them would take long
+            self._newest.data = b""  # the parser holds on to it until the next one
+            self.weigh()
+
+    def weigh(self) -> None:
+        """Count what it holds.
 
         Raises:
-            ValueError: It is text, or its parts took longer than a message may.
+            FullError: That is too much.
         """
-        await self._pace.keep()
-        while len(self.answers) > 2 * self._limits.sessions:  # it asks, and does not read
-            await asyncio.wait(self.answers, return_when=asyncio.FIRST_COMPLETED)
-        message, parts = bytearray(), self.connection.recv_streaming()
-        limit = asyncio.timeout(None)
-        try:
-            async with limit:
-                async for part in parts:
-                    if isinstance(part, str):
-                        raise ValueError("got a text frame, expected a binary one that holds a map by msgpack")
-                    message += part
-                    if limit.when() is None:
-                        limit.reschedule(asyncio.get_running_loop().time() + self._limits.message_seconds)
-        except TimeoutError:
-            seconds = self._limits.message_seconds
-            raise ValueError(f"got part of a message for {seconds:g} s, expected all of it") from None
-        return bytes(message)
+        buffer = self.protocol.reader.buffer
+        coming = sys.getsizeof(buffer) if buffer else 0
+        waiting = sum(_FRAME + len(frame.data) for frame in self.recv_messages.frames.queue)
+        weight = self._opening + coming + waiting + self.reading + self.robots + self._pongs
+        self._held.change(self._weight, weight)
+        self._weight = weight
 
-    async def send(self, message: bytes | str) -> None:
-        """Send a message to a client that takes it in time; drop one that does not."""
-        try:
-            async with asyncio.timeout(self._limits.message_seconds):
-                await self.connection.send(message)
-        except TimeoutError:
-            self.connection.transport.abort()
-            raise
-
-    def admit(self, robot: Name) -> None:
-        """Count a robot.
-
-        Raises:
-            ValueError: One more than a connection may have.
-        """
-        self._robots.add(robot)
-        if len(self._robots) > self._limits.sessions:
-            raise ValueError(f"got more than {self._limits.sessions} env_id, expected fewer: open other connections")
-
-    def spawn(self, answer: Any) -> None:
-        """Answer beside reading on."""
-        task = asyncio.create_task(answer)
-        self.answers.add(task)
-        task.add_done_callback(self.answers.discard)
+    def refuse(self, error: FullError) -> None:
+        """Close with 1013, and take nothing more."""
+        if self.protocol.eof_sent:
+            return
+        self._counts["connections_refused"] += 1
+        self.protocol.fail(_LATER, str(error))
+        self.send_data()
+        self.loop.call_soon(self.forget)
+        self.loop.call_later(0.0 if self.paused else _CLOSE, self.transport.abort)  # who does not read is not told
 
 
-def _counted(limits: Limits, counts: dict[str, float]) -> type[ServerConnection]:
-    """Connections that are counted from their first moment: beside those that are open as many others may open."""
-    most = {"connections": 2 * limits.connections, "connections_per_address": 2 * limits.connections_per_address}
-    places = Places(replace(limits, **most))
-
-    class Counted(ServerConnection):
-        def connection_made(self, transport: BaseTransport) -> None:
-            super().connection_made(transport)
-            self._from = _address(self)
-            if places.full(self._from) is not None:
-                counts["connections_refused"] += 1
-                self.transport.abort()
-            places.take(self._from)
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            places.leave(self._from)
-            super().connection_lost(exc)
-
-    return Counted
-
-
-def metadata(policy: Policy, safety: Safety | None = None) -> dict[str, Any]:
-    """What the server tells on connection: what it expects, what comes back, and the limits that it is held to."""
-    spec, limits = policy.spec, {} if safety is None else asdict(safety)
-    return {
-        "server": "poise",
-        "policy": type(policy).__name__,
-        "observations": {name: list(shape) for name, shape in spec.observations.items()},
-        "optional": sorted(spec.optional),
-        "history": spec.history,
-        "planned": spec.planned,
-        "execute": spec.execute,
-        "action": spec.action,
-        **({"safety": {name: bound and list(bound) for name, bound in limits.items()}} if limits else {}),
-    }
-
-
-def _named(request: Request) -> dict[str, Name]:
-    return {} if request.name is None else {"request_id": request.name}
+def _named(name: Name) -> dict[str, Name]:
+    return {} if name is None else {"request_id": name}
 
 
 def _address(connection: ServerConnection) -> str:
     return (connection.remote_address or ("unknown",))[0]
 
 
-__all__ = ["Server", "metadata"]
+__all__ = ["Server"]

@@ -1,6 +1,7 @@
 """What a server keeps of a robot: a history of its observations and a source of noise."""
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from poise.policies import Policy, PolicySpec
-from poise.policies.memory import Memory
+from poise.policies.memory import Memory, check_pixels
 from poise.typing import Noise
 
 Name = int | str | None
@@ -18,6 +19,7 @@ Name = int | str | None
 
 _ONE = np.zeros(1, np.intp)
 _LONGEST = 64  # characters of a name
+_ROBOT, _ROW = 2**14, 512  # bytes beside those in arrays: of a robot, of a feature at one control step
 
 
 @dataclass(frozen=True)
@@ -46,11 +48,12 @@ KEYS = "request_id", "env_id", "reset", "age"
 def request_of(message: Any, spec: PolicySpec) -> Request:
     """The request in a decoded message; keys that nobody knows are left out.
 
-    Shapes are checked before a request waits, so that what waits is of a known size.
+    Shapes and types are checked before a request waits, so that what waits is of a known size.
 
     Raises:
-        ValueError: No map; a value of the wrong type for one of `KEYS`; a feature that is missing, or of other shapes
-            than `(...)`, one control step, or `(steps, ...)`, the same 1 to `history` steps for all features.
+        ValueError: No map; a value of the wrong type for one of `KEYS`; images that are not of 8 bits; a feature that
+            is missing, or of other shapes than `(...)`, one control step, or `(steps, ...)`, the same 1 to `history`
+            steps for all features.
     """
     if not isinstance(message, dict):
         raise ValueError(f"got a message that is a {type(message).__name__}, expected a map of an observation")
@@ -84,6 +87,9 @@ def _rows(message: Mapping[str, Any], spec: PolicySpec) -> list[dict[str, NDArra
             )
     if len(set(steps.values())) > 1:
         raise ValueError(f"got features of {steps} control steps, expected one number for all")
+    for name in given:
+        if name in spec.cameras:
+            check_pixels(name, arrays[name])
     if steps[given[0]] == ():
         return [arrays]
     return [{name: array[step] for name, array in arrays.items()} for step in range(*steps[given[0]])]
@@ -114,6 +120,16 @@ def joined(earlier: Sequence[Request], new: Request, most: int) -> list[Request]
     if any(request.reset for request in requests[:-most]):
         kept[0] = dataclasses.replace(kept[0], reset=True)
     return kept
+
+
+def robot_bytes(spec: PolicySpec) -> int:
+    """The most bytes that a server holds of one robot.
+
+    They are its history; what waits to be planned for, up to `history` requests of as many control steps; and up to
+    three replies on their way, each as a plan, as a message, and where the connection buffers it.
+    """
+    row = sum(_ROW + math.prod(n) * (1 if name in spec.cameras else 4) for name, n in spec.observations.items())
+    return _ROBOT + spec.history * (1 + spec.history) * row + 3 * 3 * 4 * spec.planned * spec.action
 
 
 class Turn(NamedTuple):
@@ -164,7 +180,7 @@ class Session:
             except ValueError:
                 if not superseded:
                     raise
-                self._memory.now += self._memory.now >= 0  # before the first observation there is none to hold
+                self._memory.skip()
         self._fresh = False
 
     def window(self) -> dict[str, Tensor]:
@@ -182,4 +198,4 @@ class Session:
         return turn
 
 
-__all__ = ["KEYS", "Name", "Request", "Session", "Turn", "joined", "request_of"]
+__all__ = ["KEYS", "Name", "Request", "Session", "Turn", "joined", "request_of", "robot_bytes"]

@@ -20,6 +20,7 @@ from websockets.sync.server import ServerConnection, serve
 from poise.cli.serve import Listen
 from poise.cli.serve import serve as serve_command
 from poise.client import BusyError, Client, ServerError
+from poise.limits import ActionLimits
 from poise.robot import Robot, Step
 from poise.serving import Limits, Planner, Server, run
 from poise.watchdog import zeroed
@@ -249,6 +250,42 @@ def test_a_client_comes_back_when_the_server_does():
             assert waiting.result(LONG)["actions"][0, 0] == 2
 
 
+def test_it_tries_again_within_a_fraction_of_a_second():
+    """So that a robot acts again within a second of the server's return."""
+    tries = []
+
+    def handle(connection: ServerConnection) -> None:
+        tries.append(time.monotonic())
+        connection.send("no metadata")
+
+    with other(handle) as uri, Client(uri):
+        until(lambda: len(tries) > 8)
+    assert min(np.diff(tries)[4:8]) < 0.4
+
+
+def test_a_reason_is_told_once_until_it_changes(caplog):
+    with running(echo(), key="a key of sixteen") as server, Client(server.uri, "another") as client:
+        until(lambda: server.server.counts["connections_refused"] > 3)
+        server.end()
+        until(lambda: "ConnectionRefused" in client.trouble)
+    told = [record.getMessage() for record in caplog.records if "no connection to" in record.getMessage()]
+    assert sum("HTTP status 401" in message for message in told) == 1
+    assert sum("ConnectionRefused" in message for message in told) == 1
+
+
+def test_an_observation_that_is_refused_again_and_again_is_told_once_until_a_plan_comes(caplog):
+    with running(echo()) as server, Client(server.uri, timeout=LONG) as client:
+        for x in (np.nan, np.nan, 1, np.nan):
+            with suppress(ServerError):
+                client.infer(observed(x))
+    assert caplog.text.count("ServerError: ") == 2
+
+
+def test_tls_to_a_server_without_it_is_told():
+    with running(echo()) as server, Client(server.uri.replace("ws:", "wss:")) as client:
+        until(lambda: "speaks no TLS: is it one without --tls-cert? That is at ws://" in client.trouble)
+
+
 def test_what_breaks_while_it_sends_ends_the_connection_and_not_the_client(monkeypatch):
     with running(echo()) as server, Client(server.uri, timeout=LONG) as client:
         client.wait()
@@ -460,6 +497,58 @@ def test_what_a_robot_sends_holds_to_the_limits_of_the_server():
     script.step(robot)
     script.answer(99)
     assert script.step(robot).action == 100  # the first action of an episode is held to the range alone
+
+
+@pytest.mark.parametrize("reset", [False, True])
+def test_limits_outlast_a_server_that_tells_none(reset, caplog):
+    """It comes back with --no-safety, or another server does, in the same episode or after it; told once."""
+    script = Script(execute=1, history=1, safety=LIMITS)
+    robot = script.robot()
+    script.step(robot)
+    script.answer(10)
+    assert actions(script.step(robot) for _ in range(3)) == [11, 12, 13]
+    script.metadata = {"execute": 1, "history": 1}
+    if reset:
+        robot.reset()
+    script.step(robot)
+    script.answer(500)
+    first = script.step(robot).action
+    assert first == 100 if reset else first < 20  # by the range alone, or from where it was
+    script.answer(20)
+    sent = [first.item(), *(script.step(robot).action.item() for _ in range(4))]
+    assert np.abs(np.diff(sent)).max() <= 2
+    assert caplog.text.count("the server tells no limits of actions: those that it told before stay") == 1
+
+
+def test_a_robot_without_limits_is_told(caplog):
+    script = Script(execute=1, history=1)
+    robot = script.robot()
+    for _ in range(4):
+        script.step(robot)
+        script.answer(0)
+    assert caplog.text.count("the server tells no limits of actions: actions leave as planned") == 1
+
+
+@pytest.mark.parametrize("metadata", [{}, {"safety": LIMITS}, {"safety": 5}])
+def test_limits_of_its_own_win(metadata, caplog):
+    script = Script(execute=1, history=1, **metadata)
+    robot = script.robot(limits=ActionLimits((0.0,), (3.0,)))
+    script.step(robot)
+    script.answer(0)
+    assert actions(script.step(robot) for _ in range(5)) == [1, 2, 3, 3, 3]
+    assert robot.interventions == {"steps": 5, "range": 2}
+    assert "limits" not in caplog.text
+
+
+def test_new_limits_hold_from_what_was_sent():
+    script = Script(execute=1, history=1, safety=LIMITS)
+    robot = script.robot()
+    script.step(robot)
+    script.answer(10)
+    assert script.step(robot).action == 11
+    script.metadata = {**script.metadata, "safety": {**LIMITS, "high": [90.0]}}
+    script.answer(50)
+    assert script.step(robot).action == 12  # from rest, by the acceleration
 
 
 def test_limits_go_on_from_zero_where_a_hold_is_one():

@@ -317,3 +317,22 @@ def test_the_command_line_exports_a_program(tmp_path, monkeypatch, capsys):
     assert facts["sampling"].startswith("DDPM(upper=0.0), UniformTime(), 3 evaluations")
     with safe_open(tmp_path / "policy.safetensors", "pt") as checkpoint:
         assert facts["tensors"] == checkpoint.metadata()["sha256"]
+
+
+def test_a_checkpoint_without_limits_is_exported_when_that_is_asked_for(tmp_path, monkeypatch, capsys):
+    """As poise serve has it."""
+    built(spec_of(evaluations=1)).save(tmp_path / "policy.safetensors")
+    words = ["poise", "export", str(tmp_path), str(tmp_path / "policy.pt2"), "--format", "torch"]
+    monkeypatch.setattr("sys.argv", words)
+    with pytest.raises((SystemExit, ValueError)) as refused:
+        main()
+    said = str(refused.value) + capsys.readouterr().err
+    assert "expected the limits of its demonstrations" in said
+    assert "Or export without limits: --no-safety" in said
+    assert not (tmp_path / "policy.pt2").exists()
+    monkeypatch.setattr("sys.argv", [*words, "--no-safety"])
+    main()
+    assert "the file has no limits: whatever the policy plans is sent to the robot as it is" in capsys.readouterr().err
+    extra = {"poise.json": ""}
+    torch.export.load(tmp_path / "policy.pt2", extra_files=extra)
+    assert json.loads(extra["poise.json"])["safety"] is None

@@ -1,5 +1,6 @@
 """Exported policies without PyTorch and without the rest of poise."""
 
+import copy
 import json
 import shutil
 import subprocess
@@ -13,10 +14,12 @@ from exported import SMALL, built
 
 import poise.runtime
 from poise.interop.onnx_export import export_onnx
+from poise.limits import ActionLimits, Guard
 from poise.policies import PolicySpec, Regression
 from poise.policies import RecedingHorizon as Original
 from poise.runtime import RecedingHorizon, Runtime
 from poise.sampling import DDPM
+from poise.watchdog import repeated
 
 SPEC = PolicySpec(
     {"arm.pose": (3,), "camera": (2, 2, 1)},
@@ -147,6 +150,56 @@ def test_the_controller_acts_as_that_of_poise(runtime):
     assert 12 < fresh < 25  # of about 42 steps, one in three
 
 
+def limited(runtime, **limits):
+    """The runtime of a file that tells limits."""
+    told = copy.copy(runtime)
+    told.facts = {**runtime.facts, "safety": json.loads(json.dumps(limits))}
+    return told
+
+
+LIMITS = {"low": (-0.5, -0.5), "high": (0.5, 0.5), "change": (0.1, 0.1), "acceleration": (0.05, 0.05)}
+
+
+def test_the_controller_keeps_the_limits_of_the_file_as_safe_does(runtime):
+    """Robots out of step, resets, and a step that ends in an error, in which they hold."""
+    told, robots = limited(runtime, **LIMITS), 2
+    ours, plain = RecedingHorizon(told, robots), RecedingHorizon(told, robots, safety=False)
+    guard = Guard(ActionLimits(**LIMITS), robots, repeated)
+    for control in (ours, plain):
+        control.reset([3, 4])
+    sent, rng = [], np.random.default_rng(0)
+    for step in range(30):
+        observation, which = seen(robots, seed=step), rng.random(robots) < 0.8
+        if step == 12:
+            one = np.array([True, False])
+            ours.reset([7], one)
+            plain.reset([7], one)
+            guard.reset(one)
+        if step == 20:
+            for control in (ours, plain):
+                with pytest.raises(ValueError, match="which is missing"):
+                    control.act({}, which)
+            guard.hold(which)
+        guard.send(plain.act(observation, which), which)
+        np.testing.assert_array_equal(ours.act(observation, which), guard.last)
+        np.testing.assert_array_equal(ours.fresh, plain.fresh)
+        sent.append(guard.last)
+    assert np.abs(sent).max() <= 0.5
+    assert ours.interventions == guard.interventions
+    assert ours.interventions["change"] > 5
+    assert not plain.interventions
+
+
+def test_limits_that_do_not_fit_are_refused_and_a_file_without_has_none(runtime, monkeypatch):
+    assert not RecedingHorizon(runtime).interventions
+    with pytest.raises(ValueError, match="got limits of 1 dimensions for actions of 2: export the policy again"):
+        RecedingHorizon(limited(runtime, low=(0.0,), high=(1.0,)))
+    monkeypatch.setitem(sys.modules, "poise.limits", None)
+    with pytest.raises(ImportError, match=r"pip install --no-deps poise; or do without limits, .*safety=False"):
+        RecedingHorizon(limited(runtime, **LIMITS))
+    RecedingHorizon(limited(runtime, **LIMITS), safety=False)
+
+
 def test_an_observation_that_is_refused_changes_nothing(runtime):
     one, other = RecedingHorizon(runtime), RecedingHorizon(runtime)
     for control in (one, other):
@@ -171,7 +224,8 @@ def test_an_observation_that_is_refused_changes_nothing(runtime):
         ({"arm.pose": np.zeros((1, 3, 3))}, r"batches of \{'arm.pose': 1, 'camera': 2\} rows, expected one number"),
         ({"arm.pose": np.full((2, 3, 3), "a")}, r"'arm.pose' of <U1, expected numbers"),
         ({"camera": np.zeros((2, 3, 2, 2, 1))}, r"'camera' of float64, expected uint8 from 0 to 255"),
-        ({"arm.pose": np.full((2, 3, 3), 1e300)}, r"NaN or infinity in feature 'arm.pose'"),
+        ({"arm.pose": np.full((2, 3, 3), np.inf)}, r"NaN or infinity in feature 'arm.pose'"),
+        ({"arm.pose": np.full((2, 3, 3), 1e300)}, r"numbers beyond those of float32, 3.4e38, in feature 'arm.pose'"),
     ],
 )
 def test_observations_that_do_not_fit_are_named(runtime, change, message):

@@ -15,7 +15,6 @@ from test_control import EXECUTE, at, counting, small
 
 from poise import Episodes, Windows, load_checkpoint
 from poise.envs import Map, demonstrate
-from poise.limits import ActionLimits, Guard
 from poise.plain import to_plain
 from poise.policies import RecedingHorizon, Safe, Safety, limited
 from poise.watchdog import Watchdog, repeated, zeroed
@@ -268,15 +267,15 @@ def test_the_limits_of_an_exported_policy_are_kept_as_the_page_says():
     _, program = re.findall(r"```python\n(.*?)```", page, re.S)
     told = {"low": [-1.0], "high": [1.0], "change": [0.5], "acceleration": None, "jerk": None}
     robot, plan = [], iter([[0.0], [0.2], [9.0]])
-    names = {"np": np, "Guard": Guard, "ActionLimits": ActionLimits, "repeated": repeated, "observation": {}}
-    names["runtime"] = SimpleNamespace(facts={"safety": told})
-    names["control"] = SimpleNamespace(act=lambda observation: np.array([next(plan)]))
+    names = {"observation": {}, "runtime": SimpleNamespace(facts={"safety": told}, features={}, history=1, action=1)}
+    vars(names["runtime"]).update(planned=1, execute=1, plan=lambda window, seeds: np.float32([[next(plan)]]))
     names["robot"] = SimpleNamespace(send=lambda action: robot.append(action.item()))
-    made, sent = program.split("\n", 1)
+    made, sent = program.rsplit("\n\n", 1)
     exec(made, names)
     for _ in range(3):
         exec(sent, names)
     assert robot == pytest.approx([0.0, 0.2, 0.7])
+    assert names["control"].interventions == {"steps": 3, "range": 1, "change": 1}
 
 
 def test_a_loop_that_hangs_is_stopped_by_the_thread_that_watches():

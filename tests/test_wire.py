@@ -1,4 +1,6 @@
+import json
 import math
+import pickle
 import struct
 from contextlib import suppress
 
@@ -103,6 +105,31 @@ def test_hostile_messages_are_named(name):
         unpack(bytes.fromhex(data))
 
 
+FORM = {"data": bytes(4), "dtype": "<f4", "shape": [1]}
+FOREIGN = {
+    "text keys": (msgpack.packb({"x": {"__ndarray__": True, **FORM}}), "at x: got an array or scalar whose keys are"),
+    "text keys of a scalar": (msgpack.packb({"__npgeneric__": True, "data": 1, "dtype": "<f4"}), "whose keys are text"),
+    "list": (msgpack.packb({"x": ["<f4", [1], bytes(4)]}), r"at x: got an array as a list \[dtype, shape, bytes\]"),
+    "list of a name": (msgpack.packb([["float32", [1], bytes(4)]]), r"at \[0\]: got an array as a list"),
+    "JSON": (json.dumps({"x": [1.0]}).encode(), "is JSON, expected msgpack"),
+    "empty JSON": (b"{}", "is JSON"),
+    **{f"pickle {n}": (pickle.dumps({"x": 1}, n), f"is a pickle of protocol {n}") for n in range(2, 6)},
+    "npy": (b"\x93NUMPY\x01\x00v\x00{'descr': '<f4'}", "is a file .npy"),
+    "HTTP/2": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "is the beginning of HTTP/2"),
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_other_dialects_are_named(name):
+    data, words = FOREIGN[name]
+    with pytest.raises(DecodeError, match=words) as caught:
+        unpack(data)
+    assert "pack with poise.client or openpi-client" in str(caught.value)
+    for count in range(len(data)):
+        with suppress(DecodeError):
+            unpack(data[:count])
+
+
 def test_errors_say_where():
     bad = {b"__ndarray__": True, b"data": b"", b"dtype": "<f4", b"shape": [1]}
     with pytest.raises(DecodeError, match=r"message at cameras/left\[1\]: got 0 bytes") as caught:
@@ -154,7 +181,18 @@ def test_bounds_are_exact(name):
 
 
 def test_only_whole_dialects_are_foreign():
-    for value in ({"nd": True, "shape": [1]}, {"type": "<f4", "kind": ""}):
+    whole = (
+        {"nd": True, "shape": [1]},
+        {"type": "<f4", "kind": ""},
+        FORM,
+        {"__ndarray__": True},
+        ["hello", [1], b""],
+        ["<f4", 1, b""],
+        [78, 85, 77],
+        123,
+        {},
+    )
+    for value in whole:
         assert unpack(pack(value)) == value
 
 

@@ -26,7 +26,7 @@ with extra("serve", "the client needs"):
     from websockets.asyncio.client import ClientConnection, connect
     from websockets.exceptions import ConnectionClosed, InvalidStatus
 
-_FIRST, _LONGEST = 0.05, 0.5  # seconds between two tries to connect
+_FIRST, _LONGEST = 0.05, 0.2  # seconds between two tries to connect
 _OPEN, _PING, _CLOSE = 2.0, 2.0, 0.5  # seconds for a handshake, between pings, and to close
 _PONG = 10.0  # for the answer to a ping; openpi's server gives none while it plans
 _OWED = 16  # answers that a server may owe before it is given up
@@ -71,7 +71,7 @@ class Client:
         self._headers = {"Authorization": f"Api-Key {api_key}"} if api_key else {}
         self._connection()  # an address that is none is told here
         self._metadata: dict[str, Any] | None = None
-        self.trouble = "no connection was tried yet"
+        self.trouble, self._warned = "no connection was tried yet", ""
         self._numbers, self._episode, self._known_episode = itertools.count(), 0, 0  # the last that the server knows of
         self._asked: deque[_Asked] = deque()  # what the server was asked and owes an answer to, in order
         self._next: _Asked | None = None
@@ -174,17 +174,23 @@ class Client:
         """Connect, talk, and connect again, without end."""
         pause = _FIRST
         while True:
+            opened = False
             try:
                 async with self._connection() as connection:
                     self._metadata = _metadata(await asyncio.wait_for(connection.recv(), _PONG))
+                    opened = True
                     self._known.set()
                     self.trouble, pause = "the server is slow", _FIRST
                     _log.info("connected to %s", self.uri)
                     await self._converse(connection)
             except Exception as error:  # whatever it is, a robot needs its connection back
                 refused = isinstance(error, InvalidStatus)
-                self.trouble = _told(error) if refused else f"{type(error).__name__}: {error}"
-                _log.warning("no connection to %s: %s", self.uri, self.trouble)
+                trouble = _told(error) if refused else f"{type(error).__name__}: {error}".removesuffix(": ")
+                if not opened and self.uri.startswith("wss:") and _no_tls(error):
+                    trouble += " (where a server speaks no TLS: is it one without --tls-cert? That is at ws://)"
+                if trouble != self._warned:  # once a reason, not at every try
+                    _log.warning("no connection to %s: %s", self.uri, trouble)
+                self.trouble = self._warned = trouble
                 said = isinstance(error, ServerError)
                 lost = error if said else ConnectionError(f"no connection to {self.uri}: {self.trouble}")
                 self._lost(lost, everything=refused)
@@ -245,7 +251,7 @@ class Client:
     def _receive(self, message: bytes | str) -> None:
         if isinstance(message, str):
             raise ServerError(message)  # the connection is of no more use
-        reply = _reply(message)
+        reply, self._warned = _reply(message), ""
         number = reply.pop("request_id", None)
         if number is None:  # openpi's server repeats none, and answers in order
             asked = self._asked.popleft() if self._asked else None
@@ -288,6 +294,12 @@ def _metadata(message: bytes | str) -> dict[str, Any]:
     if wrong or not isinstance(found.get("observations", {}), dict):
         raise ValueError(f"got the metadata {str(found)[:200]}, expected numbers above 0 and a map of observations")
     return found
+
+
+def _no_tls(error: Exception) -> bool:
+    """Whether a TLS handshake may have failed so because the server knows none."""
+    broken = isinstance(error, ConnectionResetError | EOFError | ssl.SSLError)
+    return broken and not isinstance(error, ssl.SSLCertVerificationError)
 
 
 def _told(error: InvalidStatus) -> str:

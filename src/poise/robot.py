@@ -8,8 +8,8 @@
             wait_for_the_next_tick()
 
 It fails closed: an action is executed only while the observation that its plan began from is young enough, however the
-connection broke, and within the limits that the server tells. No step waits for the network, which the thread of the
-client talks to.
+connection broke, and within limits, its own or those that the server tells. No step waits for the network, which the
+thread of the client talks to.
 """
 
 import itertools
@@ -60,8 +60,9 @@ class Robot:
     the last one goes on. The robot keeps the history of the policy itself, one observation a step, so it is whole
     whatever gets lost on the way; after an observation that holds NaN or infinity it begins anew.
 
-    What is sent holds to the limits of the metadata of the server, over the seams of plans and after holds too. The
-    first action of an episode is held to the range alone: where the robot stands, nobody told.
+    What is sent holds to `limits`, or without them to those of the metadata of the server, over the seams of plans and
+    after holds too. A server that tells none, or none any more, is a warning, and what it told before stays. The first
+    action of an episode is held to the range alone: where the robot stands, nobody told.
 
     Args:
         client: The connection.
@@ -73,6 +74,7 @@ class Robot:
         hold: What its last action becomes while the robot holds, which the next one goes on from: `repeated`, or
             `zeroed` for velocities.
         clock: Seconds.
+        limits: Of what is sent, in place of those that the server tells.
 
     Attributes:
         holds: Control steps held, by reason; those that nobody called `step` for, in time, count as such.
@@ -92,6 +94,7 @@ class Robot:
         stop: Callable[[], object] | None = None,
         hold: Hold = repeated,
         clock: Callable[[], float] = time.monotonic,
+        limits: ActionLimits | None = None,
     ) -> None:
         if not (rate > 0 and patience > 0 and max_age * rate >= 1):
             raise ValueError(
@@ -101,6 +104,8 @@ class Robot:
         self._client, self._rate, self._max_age, self._patience = client, rate, max_age, patience
         self._stop, self._hold_by, self._clock = stop, hold, clock
         self.holds, self.interventions = Counter[str](), Counter[str]()
+        self._limits, self._warned = limits, False
+        self._guard: Guard | None = None
         self._clear()
 
     def reset(self) -> None:
@@ -109,6 +114,8 @@ class Robot:
         if pending is not None:
             pending[0].cancel()
         self._client.reset()
+        if self._guard is not None:
+            self._guard.reset()
         self._clear()
 
     def _clear(self) -> None:
@@ -117,7 +124,6 @@ class Robot:
         self._pending: tuple[Future[dict[str, Any]], float] | None = None
         self._seen: deque[Mapping[str, Any]] = deque(maxlen=1)
         self._held: float | None = None
-        self._guard: Guard | None = None
         self._stepped: float | None = None
         self._trouble = ""
 
@@ -209,17 +215,28 @@ class Robot:
             self._pending = None
 
     def _take(self, actions: NDArray[Any], taken: float) -> None:
-        """Go on along a plan, within the limits of the server that it came from."""
+        """Go on along a plan, within limits."""
+        self._limit(actions.shape[1])
+        self._plan, self._trouble = _Plan(actions, taken), ""
+
+    def _limit(self, dimensions: int) -> None:
+        """Hold to the robot's own limits, or to the newest that a server told."""
         told = (self._client.metadata or {}).get("safety")
-        limits = None if told is None else ActionLimits(**told)
-        if limits is not None and len(limits.low) != actions.shape[1]:
-            raise ValueError(f"got a plan of {actions.shape[1]} dimensions for limits of {len(limits.low)}")
+        limits = ActionLimits(**told) if self._limits is None and told is not None else self._limits
+        if limits is None and not self._warned:
+            self._warned = True
+            stay = "actions leave as planned" if self._guard is None else "those that it told before stay"
+            _log.warning("the server tells no limits of actions: %s; Robot(..., limits=...) has its own", stay)
+        if limits is None and self._guard is not None:
+            limits = self._guard.limits
         if limits is None:
-            self._guard = None
-        elif self._guard is None or self._guard.limits != limits:
+            return
+        if len(limits.low) != dimensions:
+            raise ValueError(f"got a plan of {dimensions} dimensions for limits of {len(limits.low)}")
+        if self._guard is None or len(self._guard.limits.low) != dimensions:
             self._guard = Guard(limits, 1, self._hold_by)
             self._guard.interventions = self.interventions
-        self._plan, self._trouble = _Plan(actions, taken), ""
+        self._guard.limits = limits  # and what was sent is remembered
 
     def _request(self, taken: float) -> None:
         metadata = self._client.metadata

@@ -1,6 +1,7 @@
-"""Exported policies on a robot with numpy and onnxruntime alone (extra `runtime`): neither PyTorch nor poise is needed.
+"""Exported policies on a robot with numpy and onnxruntime alone (extra `runtime`): no PyTorch is needed.
 
-This file imports nothing of poise, so a robot needs it and the one file of `poise export POLICY OUT --format onnx`:
+For plans a robot needs this file and the one of `poise export POLICY OUT --format onnx`, and nothing else of poise. The
+controller holds what it sends to the limits that the file tells, by `poise.limits`, which needs numpy alone:
 
     runtime = Runtime("policy.onnx")
     plans = runtime.plan({"state": histories}, seeds=[0])   # (1, history, ...) -> (1, planned, action)
@@ -13,7 +14,8 @@ This file imports nothing of poise, so a robot needs it and the one file of `poi
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -141,7 +143,10 @@ class Runtime:
             ValueError: A feature that is missing, of a wrong shape or type, or not finite.
         """
         if name not in observation:
-            raise ValueError(f"the policy got the features {sorted(observation)}, expected also {name!r}")
+            raise ValueError(
+                f"the policy got the features {sorted(observation)}, expected also {name!r}, which is missing: an "
+                "exported policy takes all features, the optional ones too"
+            )
         got, (shape, image) = np.asarray(observation[name]), self.features[name]
         expected = (*leading, *shape)
         if got.ndim != len(expected) or any(a not in (-1, b) for a, b in zip(expected, got.shape, strict=True)):
@@ -153,8 +158,10 @@ class Runtime:
         with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and found below
             got = got if image else got.astype(np.float32)
         if not np.isfinite(got[rows]).all():
+            large = np.isfinite(np.asarray(observation[name])[rows]).all()
+            what = "numbers beyond those of float32, 3.4e38," if large else "NaN or infinity"
             raise ValueError(
-                f"the policy got NaN or infinity in feature {name!r}, expected finite numbers: "
+                f"the policy got {what} in feature {name!r}, expected finite numbers: "
                 "check the sensor, and hold the robot meanwhile"
             )
         return got
@@ -163,18 +170,32 @@ class Runtime:
 class RecedingHorizon:
     """Plan, execute the first `execute` actions, plan again, for any number of robots; poise's controller in numpy.
 
-    Robots need not be in step; those that plan at the same time share one batch.
+    Robots need not be in step; those that plan at the same time share one batch. Actions are held to the limits of the
+    demonstrations that the file tells, if it tells any, by a `Guard` of `poise.limits`, which knows what was sent.
 
     Args:
         runtime: An exported policy; one serves any number of controllers.
         robots: Their number.
+        hold: What the last action of robots becomes in a step that ended in an error, and in which they so hold, which
+            the next one goes on from: by default that action again, `zeroed` of `poise.watchdog` for velocities.
+        safety: Whether the limits are kept.
 
     Attributes:
         fresh: `(robots,)`, whether the last action returned was the first of a new plan.
+        interventions: What the limits changed, as those of `poise.limits.Guard`; empty without limits.
+
+    Raises:
+        ImportError: There are limits, and poise is not installed.
+        ValueError: Limits that are none, or of other dimensions than the actions.
     """
 
-    def __init__(self, runtime: Runtime, robots: int = 1) -> None:
+    def __init__(
+        self, runtime: Runtime, robots: int = 1, hold: Callable[[NDArray], NDArray] = np.copy, safety: bool = True
+    ) -> None:
         self.robots, self.fresh, self._runtime = robots, np.zeros(robots, bool), runtime
+        limits = runtime.facts.get("safety") if safety else None
+        self._guard = None if limits is None else _guard(limits, robots, runtime.action, hold)
+        self.interventions: Counter[str] = Counter() if self._guard is None else self._guard.interventions
         self._history = {
             name: np.zeros((robots, runtime.history, *shape), np.uint8 if image else np.float32)
             for name, (shape, image) in runtime.features.items()
@@ -194,6 +215,8 @@ class RecedingHorizon:
         for robot, seed in zip(chosen, seeds, strict=True):
             self._noise[robot] = np.random.default_rng(int(seed))
         self._begun[chosen], self._next[chosen] = False, self._runtime.execute
+        if self._guard is not None:
+            self._guard.reset(chosen)
 
     def act(self, observation: Seen, which: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
         """The action of every robot for now, `(robots, action)`, in the units of the data: one control step.
@@ -203,9 +226,24 @@ class RecedingHorizon:
             which: Robots to act for; the others keep their state and get their last action.
 
         Raises:
-            ValueError: A feature that is missing, of a wrong shape or type, or not finite; nothing is then changed.
+            ValueError: A feature that is missing, of a wrong shape or type, or not finite; nothing is then changed, but
+                that the limits take it that these robots held.
         """
-        active, runtime = np.ones(self.robots, bool) if which is None else np.asarray(which, bool), self._runtime
+        active, guard = np.ones(self.robots, bool) if which is None else np.asarray(which, bool), self._guard
+        try:
+            wanted = self._wanted(observation, active)
+        except ValueError:
+            if guard is not None:
+                guard.hold(active & guard.begun)
+            raise
+        if guard is None:
+            return wanted
+        guard.send(wanted, active)
+        return guard.last
+
+    def _wanted(self, observation: Seen, active: NDArray[np.bool_]) -> NDArray[np.float32]:
+        """The actions of the plans."""
+        runtime = self._runtime
         got = {name: runtime.checked(name, observation, (self.robots,), active) for name in self._history}
         for name, history in self._history.items():
             history[active] = np.concatenate([history[active, 1:], got[name][active, None]], 1)
@@ -233,6 +271,20 @@ def _unbroken(path: Path) -> bytes:
     if hashlib.sha256(data.replace(found[1], UNSEALED.encode())).hexdigest() != found[1].decode():
         raise ValueError(f"{path} differs from what was written, expected its sha256 to hold: copy the file again")
     return data
+
+
+def _guard(limits: Mapping[str, Any], robots: int, action: int, hold: Callable[[NDArray], NDArray]) -> Any:
+    try:
+        from poise.limits import ActionLimits, Guard
+    except ImportError as error:
+        raise ImportError(
+            "to keep the limits that the exported policy tells, poise is needed (numpy is enough for it): pip install "
+            "--no-deps poise; or do without limits, RecedingHorizon(runtime, safety=False)"
+        ) from error
+    known = ActionLimits(**limits)
+    if len(known.low) != action:
+        raise ValueError(f"got limits of {len(known.low)} dimensions for actions of {action}: export the policy again")
+    return Guard(known, robots, hold)
 
 
 def _library() -> Any:

@@ -32,8 +32,17 @@ _DTYPES = {
     for code in ("b1", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4", "f8")
     for dtype in (np.dtype(f"<{code}"), np.dtype(f">{code}"))
 }
+_FOREIGN = {  # how others begin; of msgpack, each is a value with bytes after it that belong to none
+    b"{": "is JSON",
+    b"\x93NUMPY": "is a file .npy of NumPy",
+    b"PRI * HTTP/2": "is the beginning of HTTP/2 (gRPC speaks it)",
+    **{bytes([0x80, protocol]): f"is a pickle of protocol {protocol}" for protocol in range(2, 6)},
+}
+_REMEDY = "expected msgpack with arrays in openpi's form: pack with poise.client or openpi-client"
 _ARRAY = {b"__ndarray__", b"data", b"dtype", b"shape"}
+_NAMES = {"bool", "float", "int", "uint"}  # of types, as in float32
 _SCALAR = {b"__npgeneric__", b"data", b"dtype"}
+_TEXTUAL = [{key.decode() for key in form} for form in (_ARRAY, _SCALAR)]
 _NUMBERS = {"b": (bool,), "i": (int,), "u": (int,), "f": (int, float)}
 
 
@@ -72,6 +81,9 @@ def unpack(data: bytes, limit: int = MAX_BYTES) -> Any:
     """
     if len(data) > limit:
         raise DecodeError("", f"got {len(data)} bytes, expected at most {limit}")
+    foreign = next((what for begin, what in _FOREIGN.items() if data.startswith(begin) and len(data) > 1), None)
+    if foreign is not None:
+        raise DecodeError("", f"{foreign}, {_REMEDY}")
     count = _Count()
     try:
         value = msgpack.unpackb(
@@ -140,6 +152,8 @@ def _decoded(value: Any, where: str, depth: int) -> Any:
     if depth > _DEPTH:
         raise DecodeError(where, f"is nested deeper than {_DEPTH} levels")
     if isinstance(value, list):
+        if len(value) == 3 and _is_dtype(value[0]) and isinstance(value[1], list) and isinstance(value[2], bytes):
+            raise DecodeError(where, f"got an array as a list [dtype, shape, bytes], {_REMEDY}")
         return [_decoded(item, f"{where}[{index}]", depth + 1) for index, item in enumerate(value)]
     if not isinstance(value, dict):
         return value
@@ -148,11 +162,9 @@ def _decoded(value: Any, where: str, depth: int) -> Any:
     if b"__npgeneric__" in value:
         return _scalar(value, where)
     if {"nd", b"nd"} & set(value) and {"type", b"type"} & set(value):
-        raise DecodeError(
-            where,
-            "got an array in the dialect of the package msgpack-numpy, expected openpi's: "
-            "pack with poise.client or openpi-client",
-        )
+        raise DecodeError(where, f"got an array in the dialect of the package msgpack-numpy, {_REMEDY}")
+    if set(value) in _TEXTUAL:
+        raise DecodeError(where, f"got an array or scalar whose keys are text and not bytes, {_REMEDY}")
     strange = next((key for key in value if not isinstance(key, str)), None)
     if strange is not None:
         raise DecodeError(where, f"got the key {strange[:40]!r}, expected text")
@@ -198,6 +210,10 @@ def _check_keys(form: dict[Any, Any], expected: set[bytes], mark: bytes, where: 
     if set(form) != expected or form[mark] is not True:
         keys = sorted(key.decode() for key in expected)
         raise DecodeError(where, f"got {sorted(map(str, form))[:8]} beside {mark!r}, expected {keys} and True for it")
+
+
+def _is_dtype(name: Any) -> bool:
+    return isinstance(name, str) and (name in _DTYPES or name.rstrip("0123456789") in _NAMES)
 
 
 def _dtype(name: Any, where: str) -> np.dtype[Any]:

@@ -1,7 +1,10 @@
 """`poise import SRC DST` and `poise export CHECKPOINT DST`: policies from elsewhere, and for elsewhere."""
 
+import sys
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -41,6 +44,7 @@ def export_policy(
     destination: Annotated[Path, tyro.conf.Positional],
     format: Literal["onnx", "torch", "lerobot"],  # noqa: A002 (the name of the option)
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),  # noqa: B008 (frozen)
+    safety: bool = True,
 ) -> None:
     """Write a policy for elsewhere: as one program, sampling included, that runs without poise, or for LeRobot.
 
@@ -53,24 +57,35 @@ def export_policy(
         format: onnx (extra `onnx`) runs with numpy and onnxruntime, see poise.runtime; torch is a file of torch.export;
             lerobot is a folder pretrained_model.
         sampling: How plans are sampled.
+        safety: Write the limits that the checkpoint notes of its demonstrations beside a program. LeRobot keeps none.
     """
     found = load_checkpoint(checkpoint)
-    safety = Safety.of(found.notes) if "safety" in found.notes else None
-    print(_WRITERS[format](sampling.of(found.policy), destination, safety))
+    print(_WRITERS[format](sampling.of(found.policy), destination, partial(_limits, found.notes, safety)))
 
 
-def _lerobot(policy: Policy, destination: Path, safety: Safety | None) -> str:  # noqa: ARG001 (LeRobot keeps none)
+def _limits(notes: Mapping[str, Any], safety: bool) -> Safety | None:
+    """What is written of limits, as `poise serve` has it: none is an error unless it is asked for."""
+    if not safety:
+        print("the file has no limits: whatever the policy plans is sent to the robot as it is", file=sys.stderr)
+        return None
+    try:
+        return Safety.of(notes)
+    except ValueError as error:
+        raise ValueError(f"{error}. Or export without limits: --no-safety") from error
+
+
+def _lerobot(policy: Policy, destination: Path, limits: Callable[[], Safety | None]) -> str:  # noqa: ARG001 (it has none)
     if not isinstance(policy, DiffusionPolicy):
         raise ValueError(f"got a {type(policy).__name__}, expected a DiffusionPolicy: LeRobot knows no other kind")
     return str(export_lerobot(policy, destination))
 
 
-def _onnx(policy: Policy, destination: Path, safety: Safety | None) -> str:
-    return _told(export_onnx(policy, destination, safety), "onnxruntime")
+def _onnx(policy: Policy, destination: Path, limits: Callable[[], Safety | None]) -> str:
+    return _told(export_onnx(policy, destination, limits()), "onnxruntime")
 
 
-def _torch(policy: Policy, destination: Path, safety: Safety | None) -> str:
-    return _told(export_torch(policy, destination, safety), "the program")
+def _torch(policy: Policy, destination: Path, limits: Callable[[], Safety | None]) -> str:
+    return _told(export_torch(policy, destination, limits()), "the program")
 
 
 def _told(exported: Exported, runner: str) -> str:

@@ -75,7 +75,9 @@ class Deadline:
         policy: What is timed.
         rate_hz: Control steps a second.
         candidates: Samplers and evaluations, the best first; by default the sampler of the policy with its evaluations,
-            a half of them, a quarter and so on, as far as sampler and grid can spend them.
+            a half of them, a quarter and so on, as far as sampler and grid can spend them. Other samplers are not among
+            them: nearly all that a plan costs is the network, so they take as long an evaluation, and none is a way
+            to be faster. Where one of them plans better with few evaluations, give it.
         way: How plans are made.
         steps: Control steps that a plan may take: what the plan that runs leaves, `planned - execute` at most.
         margin: Share of the time that is kept free.

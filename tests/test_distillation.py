@@ -1,6 +1,8 @@
 import dataclasses
 import json
 import math
+import os
+import signal
 
 import numpy as np
 import pytest
@@ -13,11 +15,20 @@ from poise.data import Episodes, Windows
 from poise.denoisers import Gaussian, Mixture
 from poise.draws import Draws
 from poise.nn import MLP
-from poise.policies import Consistency, DiffusionPolicy, Independent, PolicySpec, Regression, Unit, load
+from poise.policies import (
+    Consistency,
+    DiffusionPolicy,
+    Independent,
+    PolicySpec,
+    Regression,
+    Unit,
+    load,
+    load_checkpoint,
+)
 from poise.predictions import Epsilon, Velocity
 from poise.sampling import DDIM, DDPM, UniformTime, gaussian, per_sample, sample
 from poise.schedules import Rectified, VPCosine
-from poise.training import Learner, TrainingSpec, train
+from poise.training import Checkpoints, Learner, TrainingSpec, train
 from poise.training.distillation import Distillation, gap, student_of
 
 SPEC = PolicySpec(
@@ -279,11 +290,55 @@ def test_the_verb_distils_a_checkpoint(windows, tmp_path, capsys):
     shown = capsys.readouterr().out
     assert "of the student with 1" in shown
     assert f"next: poise evaluate {out} --recipe {recipe}" in shown
-    with pytest.raises(ValueError, match="distill got evaluations=0, expected at least 1"):
+    with pytest.raises(ValueError, match="distill got evaluations=0, expected 1 to 3"):
         distill(file, recipe, tmp_path / "none", evaluations=0)
+    with pytest.raises(ValueError, match="distill got evaluations=4, expected 1 to 3"):
+        distill(file, recipe, tmp_path / "none", evaluations=4)
+    assert not (tmp_path / "none").exists()
     with pytest.raises(ValueError, match="holds a policy already, expected a new folder: name another --out"):
         distill(file, recipe, out)
     regression = Regression(SPEC)
     regression.fit(windows)
     with pytest.raises(ValueError, match="is a Regression, expected a DiffusionPolicy"):
         distill(regression.save(tmp_path / "regression"), recipe, tmp_path / "other")
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_a_distillation_survives(windows, tmp_path, monkeypatch, capsys, signalled):
+    """Stopped by SIGTERM, or dead after a checkpoint, it goes on to the bits of one that was not; one at a time."""
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(RECIPE.replace("batch=32", "batch=32, save_every=20"))
+    teacher = DiffusionPolicy(dataclasses.replace(SPEC, network=MLP(width=16, depth=1, condition=8)))
+    teacher.fit(windows)
+    file, out, effort, asked = teacher.save(tmp_path / "teacher"), tmp_path / "student", Effort(steps=60), []
+    distill(file, recipe, tmp_path / "whole", effort=effort)
+    with Checkpoints(out).locked(), pytest.raises(BlockingIOError, match="another process trains in"):
+        distill(file, recipe, out, effort=effort)
+
+    def stopped(self: Distillation, batch: object, draws: Draws) -> torch.Tensor:
+        asked.append(None)
+        if len(asked) == 30:
+            if not signalled:
+                raise RuntimeError("killed")
+            os.kill(os.getpid(), signal.SIGTERM)
+        return plain(self, batch, draws)
+
+    plain = Distillation.__call__
+    with monkeypatch.context() as patch:
+        patch.setattr(Distillation, "__call__", stopped)
+        with pytest.raises(SystemExit if signalled else RuntimeError):
+            distill(file, recipe, out, effort=effort)
+    said = capsys.readouterr().err
+    assert ("stopped at step 30: the same command with --resume goes on from there" in said) == signalled
+    assert (out / "policy.safetensors").exists() == signalled
+    with pytest.raises(ValueError, match="holds a policy already, .* go on with what was stopped by --resume"):
+        distill(file, recipe, out, effort=effort)
+    with pytest.raises(ValueError, match="got the evaluations 2, but .* was begun with 1, expected the same"):
+        distill(file, recipe, out, evaluations=2, effort=effort, resume=True)
+    distill(file, recipe, out, effort=effort, resume=True)
+    whole, found = load(tmp_path / "whole"), load(out)
+    assert all(torch.equal(a, b) for a, b in zip(found.parameters(), whole.parameters(), strict=True))
+    (line,) = map(json.loads, (out / "metrics.jsonl").read_text().splitlines())
+    assert line["step"] == 50
+    assert line["loss"] > 0
+    assert load_checkpoint(out).notes["teacher"] == str(file.resolve())

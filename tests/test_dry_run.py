@@ -148,7 +148,7 @@ def test_a_dry_run_tells_on_one_screen_and_writes_nothing(recipe, monkeypatch, c
     assert "encoder 0, network" in weights
     assert weights.endswith("network 9,888")
     assert "parameters 40 kB, gradients 40 kB, moments 79 kB, average 40 kB" in taken
-    assert "of 3,000, when the time is up" in cost
+    assert "of 3,000, when the time is up, validation and saving not counted" in cost
     assert "at most 4 kept: " in disk
     assert disk.endswith(str(tmp_path / "run"))
     if sys.platform == "linux":

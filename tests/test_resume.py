@@ -22,6 +22,8 @@ from poise.data import Episodes, Windows
 from poise.nn import Transformer
 from poise.policies import DiffusionPolicy, PolicySpec, load_checkpoint
 from poise.training import Checkpoints, Learner, TrainingSpec, Validation, checkpoints, train
+from poise.training.trackers import json_lines
+from poise.training.trackers.json_lines import JsonLines
 
 SPEC = PolicySpec(
     {"side": (1,)}, 1, history=1, horizon=2, execute=1, network=Transformer(width=16, heads=2, depth=1, dropout=0.2)
@@ -186,8 +188,10 @@ def test_what_is_not_finite_is_never_saved(windows, tmp_path):
     found = learner(windows)
     with torch.no_grad():
         next(iter(found.average.policy.parameters())).fill_(torch.inf)
-    with pytest.raises(FloatingPointError, match="is not finite at step 0, so that no checkpoint is written"):
+    with pytest.raises(FloatingPointError, match="is not finite at step 0, so that no checkpoint is written") as error:
         Checkpoints(tmp_path).save(found, {})
+    assert "begin a new run with a lower learning rate" in str(error.value)
+    assert "resume" not in str(error.value)  # which a run with another rate is refused
     assert not list(tmp_path.rglob("step-*"))
 
 
@@ -277,6 +281,22 @@ def test_a_resume_with_another_spec_lists_the_differences(recipe, monkeypatch, c
     assert "training.batch: 32 became 64" in message
     assert "policy.network.width: 16 became 32" in message
     assert "expected one folder" in refused(monkeypatch, capsys, "train", "--resume", tmp_path / "none")
+
+
+def test_a_resume_takes_where_it_is_computed_and_names_what_else_it_got(recipe, monkeypatch, capsys, tmp_path):
+    out, threads = tmp_path / "run", torch.get_num_threads()
+    poise(monkeypatch, "train", recipe, "--out", out, "--training.steps", 40, "--threads", 1)
+    rate = ("--training.learning-rate", "1e-4")
+    message = refused(monkeypatch, capsys, "train", "--resume", out, "--device", "cpu", *rate)
+    assert f"got '--training.learning-rate 1e-4' after --resume {out}, expected nothing but --device" in message
+    assert "for other options begin a new one" in message
+    with monkeypatch.context() as patch:
+        asked = []
+        patch.setattr(torch, "set_num_threads", asked.append)
+        poise(patch, "train", "--resume", out, "--device", "cpu", "--threads", 2)
+    assert asked == [2]
+    assert "got --device nowhere" in refused(monkeypatch, capsys, "train", "--resume", out, "--device=nowhere")
+    torch.set_num_threads(threads)
 
 
 def test_a_resume_with_other_demonstrations_is_refused(recipe, monkeypatch, capsys, tmp_path):
@@ -371,8 +391,62 @@ def test_a_full_disk_leaves_how_a_run_was_begun_whole_or_not_there(recipe, monke
     with monkeypatch.context() as patch:
         patch.setattr(os, "fsync", full)
         said = refused(patch, capsys, "train", recipe, "--out", tmp_path / "run", "--training.steps", 40)
-    assert "No space left on device" in said
+    assert "No space left on device while saving how the run in" in said
+    assert "is begun: free some space, then begin it again" in said
     assert not [path for path in (tmp_path / "run").iterdir() if "training.json" in path.name]
+
+
+FULL = Path("/dev/full")
+full_device = pytest.mark.skipif(not FULL.exists(), reason="there is no device that is always full")
+
+
+@full_device
+def test_figures_that_find_no_place_cost_no_step(recipe, monkeypatch, capsys, tmp_path):
+    """Neither those of metrics.jsonl nor the windows of a skipped step: one line says so, and weights are the same."""
+    plain, opened = DiffusionPolicy.loss, JsonLines.open
+    spoilt = lambda self, *a: plain(self, *a) * (torch.nan if self.training and next(steps) == 3 else 1.0)  # noqa: E731
+    monkeypatch.setattr(DiffusionPolicy, "loss", spoilt)
+    options = ("--training.steps", 60, "--training.save-every", 100)
+    steps = iter(range(100))
+    poise(monkeypatch, "train", recipe, "--out", tmp_path / "whole", *options)
+    assert capsys.readouterr().err.count("are left out") == 0
+
+    def full(self: JsonLines, *arguments: object) -> None:
+        opened(self, *arguments)
+        assert self._lines is not None
+        self._lines.close()
+        self._lines = FULL.open("a")
+
+    monkeypatch.setattr(JsonLines, "open", full)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/skipped.jsonl").symlink_to(FULL)
+    steps = iter(range(100))
+    poise(monkeypatch, "train", recipe, "--out", tmp_path / "run", *options)
+    said = capsys.readouterr().err
+    assert said.count(f"figures are left out of {tmp_path / 'run'}, which cannot be written ([Errno 28]") == 1
+    assert "free some space, or the next checkpoint fails too" in said
+    expected = bits(tmp_path / "whole")
+    assert all(torch.equal(value, expected[name]) for name, value in bits(tmp_path / "run").items())
+
+
+@pytest.mark.parametrize("at", ["metrics.jsonl", "policy.safetensors"])
+def test_a_full_disk_at_the_first_figure_or_the_last_save_names_the_remedy(recipe, monkeypatch, capsys, tmp_path, at):
+    out, plain, replaced = tmp_path / "run", DiffusionPolicy.save, json_lines.replace_text
+
+    def full(file: Path) -> None:
+        if file in (out, out / "metrics.jsonl"):
+            raise OSError(errno.ENOSPC, "No space left on device", f"{file}.aside")
+
+    with monkeypatch.context() as patch:
+        if at == "metrics.jsonl":
+            patch.setattr(json_lines, "replace_text", lambda file, text: full(file) or replaced(file, text))
+        else:
+            patch.setattr(DiffusionPolicy, "save", lambda self, path, notes: full(path) or plain(self, path, notes))
+        said = refused(patch, capsys, "train", recipe, "--out", out, "--training.steps", 40)
+    what = "figures" if at == "metrics.jsonl" else "the policy"
+    assert f"No space left on device while saving {what} in {out}: free some space, then poise train --resume" in said
+    poise(monkeypatch, "train", "--resume", out)
+    assert load(out)
 
 
 def held(run: Path) -> dict[str, bytes]:
@@ -430,6 +504,7 @@ def test_a_folder_in_use_keeps_how_its_run_was_begun(recipe, monkeypatch, capsys
 def test_what_never_made_a_step_holds_no_run(recipe, monkeypatch, capsys, tmp_path):
     out = tmp_path / "run"
     assert "batch" in refused(monkeypatch, capsys, "train", recipe, "--out", out, "--training.batch", 100_000)
+    assert not out.exists()
     poise(monkeypatch, "train", recipe, "--out", out, "--training.steps", 40)
 
 

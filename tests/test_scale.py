@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from poise import load
 from poise.cli import main
 from poise.data import Episodes, Windows
-from poise.nn import MLP
+from poise.nn import MLP, UNet1D
 from poise.policies import DiffusionPolicy, PolicySpec
 from poise.training import Checkpoints, Learner, Processes, TrainingSpec, train
 from poise.training.scale import Distributed, joined
@@ -33,22 +33,27 @@ CASES = {
     "parts": dataclasses.replace(PLAIN, accumulate=2, batch=39),
     "masked parts": dataclasses.replace(PLAIN, mask_padding=True, accumulate=2),
     "skipped": PLAIN,
+    "unet": dataclasses.replace(PLAIN, learning_rate=1e-3),
 }
+UNET = UNet1D(channels=(16, 32), groups=4, embedding=16)  # on a CPU it is trained by products of our own
 SHARDED = ("plain", "masked parts")
 BAD, CUT = (3, 11), 8  # steps whose loss one process finds not finite; where a run is stopped
 
 
-def learner(training: TrainingSpec, processes: Processes | None = None) -> tuple[Learner, Windows]:
+def learner(
+    training: TrainingSpec, processes: Processes | None = None, spec: PolicySpec = SPEC
+) -> tuple[Learner, Windows]:
     rows = np.random.default_rng(0).normal(size=(200, 1)).astype(np.float32)
-    windows = Windows(Episodes({"side": rows, "action": rows}, np.arange(4, 201, 4)), ("side",), 1, 2, 1)
+    windows = Windows(Episodes({"side": rows, "action": rows}, np.arange(4, 201, 4)), ("side",), 1, spec.horizon, 1)
     torch.manual_seed(0)
-    policy = DiffusionPolicy(SPEC)
+    policy = DiffusionPolicy(spec)
     policy.fit(windows)
     return Learner(policy, training, processes), windows
 
 
 def trained(name: str, processes: Processes | None = None) -> dict[str, torch.Tensor]:
-    found, windows = learner(CASES[name], processes)
+    spec = dataclasses.replace(SPEC, horizon=4, network=UNET) if name == "unet" else SPEC
+    found, windows = learner(CASES[name], processes, spec)
     rank = found.processes.rank if processes else 1  # alone it finds what the second of two would
 
     def spoiled(*given):

@@ -2,8 +2,10 @@ import copy
 import dataclasses
 import math
 import platform
+import shutil
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from poise.data import Episodes, Windows
 from poise.draws import Draws
-from poise.nn import CNN, MLP, SmallCNN, Vector
+from poise.nn import CNN, MLP, SmallCNN, UNet1D, Vector
 from poise.policies import DiffusionPolicy, PolicySpec, Regression
 from poise.training import EMA, Learner, TrainingSpec, loop, train, validate
 from poise.training.loop import Objective
@@ -93,6 +95,33 @@ def test_a_training_is_compiled_when_it_is_asked_for(windows, monkeypatch):
     assert not asked
     assert torch.equal(weights(trained(windows, dataclasses.replace(few, compile=True))), plain)
     assert asked == [True]
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no compiler of C++")
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_a_compiled_training_ends_with_the_weights_of_one_that_is_not(windows, monkeypatch, capsys, bfloat16):
+    """A U-Net, compiled for real; its convolutions have gradients of their own, which a compiler must get right."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    monkeypatch.setattr("poise.nn.convolution._WIDE", 1)  # the way of large ones, so that small ones take it too
+    found, few = [], TrainingSpec(steps=4, batch=32, warmup=1, learning_rate=1e-3, bfloat16=bfloat16)
+    spec = dataclasses.replace(SPEC, horizon=4, network=UNet1D(channels=(16,), groups=4, embedding=16))
+    episodes = Episodes({"side": windows.observations["side"].numpy(), "action": windows.actions.numpy()}, [1000, 2000])
+    data = Windows(episodes, ("side",), 1, 4, 3)
+    for compile_ in (False, True):
+        torch.manual_seed(0)
+        policy = DiffusionPolicy(spec)
+        policy.fit(data)
+        learned = Learner(policy, dataclasses.replace(few, compile=compile_))
+        losses = [now.loss for now in train(learned, data)]
+        found.append((torch.tensor(losses), weights(learned)))
+        compiled = [m for m in policy.modules() if m._compiled_call_impl is not None]
+        assert bool(compiled) == compile_
+    assert "goes on without compiling" not in capsys.readouterr().err
+    (losses, plain), (other, fast) = found
+    torch.testing.assert_close(other, losses, rtol=2e-2 if bfloat16 else 1e-4, atol=0)
+    # Adam takes whole steps along gradients that are near zero: 4 steps of 1e-3 either way bound every weight.
+    assert (fast - plain).abs().mean() < (5e-4 if bfloat16 else 2e-5)
 
 
 def test_a_forgetful_training_encodes_twice_for_the_same_gradient(windows):
@@ -263,8 +292,19 @@ print(faults())
 
 def test_the_time_of_a_step_is_divided_among_its_phases(windows):
     *_, last = train(learner(windows, dataclasses.replace(FAST, steps=5)), windows)
-    assert set(last.shares) == {"data", "forward", "backward", "optimiser"}
+    assert set(last.shares) == {"data", "forward", "backward", "optimiser", "else"}
     assert sum(last.shares.values()) == pytest.approx(1)
+    assert last.shares["else"] < 0.5
+
+
+def test_time_between_steps_is_in_the_rate_and_in_a_share_of_its_own(windows, monkeypatch):
+    """Validation, and whatever the caller does, such as saving: both count as seconds."""
+    monkeypatch.setattr(loop, "_validated", lambda *arguments: time.sleep(0.1))
+    spec = dataclasses.replace(FAST, steps=5, validate_every=2)
+    for last in train(learner(windows, spec), windows, windows):
+        time.sleep(0.05 if last.step < 5 else 0.0)
+    assert sum(last.shares.values()) == pytest.approx(1)
+    assert 0.4 <= last.shares["else"] * last.seconds < 0.4 + 0.2 * last.seconds
 
 
 def test_the_average_follows_the_published_warm_up(windows):
@@ -336,7 +376,10 @@ def test_bad_training_is_explained(windows):
     policy.fit(windows)
     with torch.no_grad():
         next(iter(policy.diffusion.parameters())).fill_(torch.nan)
-    with pytest.raises(FloatingPointError, match="at step 3, the last of 3 such steps in a row, expected finite"):
+    with pytest.raises(
+        FloatingPointError,
+        match="at step 3, the last of 3 such steps in a row, expected finite numbers: check the data, or begin",
+    ):
         list(train(Learner(policy, dataclasses.replace(FAST, patience=3)), windows))
 
 

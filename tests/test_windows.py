@@ -210,3 +210,26 @@ def test_a_recipe_leaves_mapped_data_in_their_file(tmp_path):
         first, second = one[torch.arange(len(one))], two[torch.arange(len(two))]
         assert torch.equal(first.actions, second.actions)
         assert torch.equal(first.observation["state"], second.observation["state"])
+
+
+def test_a_feature_that_finds_no_place_on_the_device_stays_on_the_host(monkeypatch, capsys):
+    """In one line, and with the same batches."""
+    features = {"wide": np.random.default_rng(0).normal(size=(20, 500)), "action": np.arange(20.0)[:, None]}
+    made = lambda: Windows(Episodes(features, np.array([12, 20])), ("wide",), 2, 4, 3)  # noqa: E731
+    expected, plain, moved = made()[torch.arange(20)], torch.Tensor.to, []
+
+    def full(self: torch.Tensor, *arguments: object) -> torch.Tensor:
+        if arguments == (torch.device("cpu"),):
+            moved.append(self.shape)
+            if self.nbytes > 10_000:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(torch.Tensor, "to", full)
+    found = made()
+    assert moved == [(20, 500), (20, 1)]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("4e-05 GB of the feature 'wide' find no place on cpu: they stay on the host")
+    batch = found[torch.arange(20)]
+    assert torch.equal(batch.observation["wide"], expected.observation["wide"])
+    assert torch.equal(batch.actions, expected.actions)

@@ -1,6 +1,8 @@
 """Files that are complete or as they were, whenever the process dies."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -17,4 +19,22 @@ def replace_text(file: Path, text: str) -> None:
         aside.unlink(missing_ok=True)
 
 
-__all__ = ["replace_text"]
+@contextmanager
+def saving(what: str, then: str) -> Iterator[None]:
+    """Where an error of the disk says what was being saved, and what to do.
+
+    Args:
+        what: It is being saved.
+        then: What helps as soon as there is space.
+
+    Raises:
+        OSError: The disk is full, or broken.
+    """
+    try:
+        yield
+    except OSError as error:
+        said = f"{error.strerror or error} while saving {what}: free some space, then {then}"
+        raise OSError(error.errno, said) from error
+
+
+__all__ = ["replace_text", "saving"]

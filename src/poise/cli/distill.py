@@ -2,23 +2,22 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-import torch
 import tyro
-from tqdm import tqdm
 
+from poise.cli.fitting import Job, fit
 from poise.cli.machine import machine
 from poise.cli.running import Hardware
 from poise.data import Windows
 from poise.plain import to_plain
-from poise.policies import DiffusionPolicy, Safety, load
+from poise.policies import DiffusionPolicy, load
 from poise.policies.saving import FILE
 from poise.recipe import load_recipe
-from poise.training import Learner, TrainingSpec, train
+from poise.training import Checkpoints, TrainingSpec
 from poise.training.distillation import Distillation, gap, student_of
 
-_BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
+_MOST = 3  # evaluations
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +48,7 @@ def distill(
     evaluations: int = 1,
     effort: Annotated[Effort, tyro.conf.arg(name="")] = Effort(),  # noqa: B008 (frozen)
     hardware: Annotated[Hardware, tyro.conf.arg(name="")] = Hardware(),  # noqa: B008 (frozen)
+    resume: bool = False,
 ) -> None:
     """Distil a policy: a student learns to plan in one to three network evaluations what its teacher plans in many.
 
@@ -59,6 +59,9 @@ def distill(
     temperature of its checkpoint, and the student learns where each plan ends. A student is a policy like any other,
     but keep its sampler and temperature, which are what it has learned. More evaluations may refine its plans: poise
     evaluate --evaluations 2.
+
+    It is trained as by poise train: checkpoints, metrics.jsonl, and the same command with --resume after whatever
+    stopped it.
 
     What is printed besides is how far plans are from the teacher's, of the same noise on held-out observations, in
     normalised units: a student has to come nearer than the teacher itself with one evaluation.
@@ -71,47 +74,56 @@ def distill(
         evaluations: Network evaluations of the student's plans, 1 to 3.
         effort: How long and how the student learns.
         hardware: What trains it.
+        resume: Go on from the newest checkpoint in --out, with options as they were.
 
     Raises:
-        ValueError: A teacher that does not denoise, or samples with noise, no evaluation, or a folder that holds a
-            policy already.
+        BlockingIOError: Another process trains in the same folder.
+        ValueError: A teacher that does not denoise, or samples with noise, too few or many evaluations, a folder that
+            holds a policy already, or a resume with other options.
+        SystemExit: SIGTERM, with the status 143; a checkpoint is saved before.
     """
-    if evaluations < 1:
-        raise ValueError(f"distill got evaluations={evaluations}, expected at least 1")
-    if (out / FILE).exists():
-        raise ValueError(f"{out} holds a policy already, expected a new folder: name another --out")
-    teacher = _teacher(checkpoint, hardware)
-    found = load_recipe(recipe)
+    _check(evaluations, out, resume)
+    teacher, found = _loaded(checkpoint, hardware), load_recipe(recipe)
     windows = dataclasses.replace(found, policy=teacher.spec).parts(data, hardware.device)
-    training = effort.of(found.training)
-    student = _taught(student_of(teacher, evaluations), teacher, windows[0], training)
-    print(_compared(student, teacher, windows[1]))
-    described = {"teacher": checkpoint, "recipe": recipe, "data": data, "machine": machine()}
-    notes = {**{name: str(value) for name, value in described.items()}, "training": to_plain(training)}
-    notes |= Safety.fit(windows[0].actions, windows[0].starts).noted()
-    print(f"wrote {student.save(out, notes)}\nnext: poise evaluate {out} --recipe {recipe}")
+    described = {"teacher": checkpoint.resolve(), "recipe": recipe, "data": data, "machine": machine()}
+    notes = {**{name: str(value) for name, value in described.items()}, "evaluations": evaluations}
+    file = fit(_job(teacher, effort.of(found.training), out, notes), (windows[0], None), resume)
+    print(_compared(_loaded(file, hardware), teacher, windows[1]))
+    print(f"wrote {file}\nnext: poise evaluate {out} --recipe {recipe}")
 
 
-def _teacher(checkpoint: Path, hardware: Hardware) -> DiffusionPolicy:
+def _check(evaluations: int, out: Path, resume: bool) -> None:
+    """Refuse what cannot be trained, or would be written over."""
+    if not 1 <= evaluations <= _MOST:
+        raise ValueError(f"distill got evaluations={evaluations}, expected 1 to {_MOST}")
+    if not resume and ((out / FILE).exists() or any(Checkpoints(out).folder.glob("step-*"))):
+        raise ValueError(
+            f"{out} holds a policy already, expected a new folder: name another --out, or go on with what was stopped "
+            "by --resume"
+        )
+
+
+def _job(teacher: DiffusionPolicy, training: TrainingSpec, out: Path, notes: dict[str, Any]) -> Job:
+    """The training of a student."""
+    student = student_of(teacher, notes["evaluations"])
+    return Job(
+        kind=DiffusionPolicy,
+        spec=student.spec,
+        training=training,
+        out=out,
+        notes={**notes, "training": to_plain(training)},
+        policy=student,
+        loss=Distillation(student, teacher),
+        again="the same command with --resume",
+    )
+
+
+def _loaded(checkpoint: Path, hardware: Hardware) -> DiffusionPolicy:
     """The policy of a checkpoint that has a path, on its device."""
-    teacher = hardware.take(load(checkpoint))
-    if not isinstance(teacher, DiffusionPolicy):
-        raise ValueError(f"{checkpoint} is a {type(teacher).__name__}, expected a DiffusionPolicy, which has a path")
-    return teacher
-
-
-def _taught(
-    student: DiffusionPolicy, teacher: DiffusionPolicy, windows: Windows, training: TrainingSpec
-) -> DiffusionPolicy:
-    """The student with its averaged weights."""
-    torch.manual_seed(training.seed)
-    learner = Learner(student, training)
-    with tqdm(total=100, bar_format=_BAR, mininterval=0.5) as bar:
-        for now in train(learner, windows, loss=Distillation(student, teacher)):
-            bar.update(100 * now.fraction - bar.n)
-            bar.set_postfix_str(f"step {now.step}, loss {now.loss:.4f}, {now.samples / now.seconds:,.0f} samples/s")
-    student.load_state_dict(learner.average.policy.state_dict())
-    return student.eval()
+    policy = hardware.take(load(checkpoint))
+    if not isinstance(policy, DiffusionPolicy):
+        raise ValueError(f"{checkpoint} is a {type(policy).__name__}, expected a DiffusionPolicy, which has a path")
+    return policy
 
 
 def _compared(student: DiffusionPolicy, teacher: DiffusionPolicy, windows: Windows) -> str:

@@ -164,7 +164,7 @@ def _cost_lines(job: Job, learner: Learner, windows: int, seconds: float) -> Ite
     limit = "" if cost.steps == spec.steps else f" of {spec.steps:,}, when the time is up"
     yield (
         f"time        {seconds * 1000:,.1f} ms a step, {cost.rate:,.0f} samples/s: {cost.minutes:,.1f} minutes for "
-        f"{cost.steps:,} steps{limit}; every window {cost.epochs:,.1f} times"
+        f"{cost.steps:,} steps{limit}, validation and saving not counted; every window {cost.epochs:,.1f} times"
     )
     kept = spec.keep_last + spec.keep_best
     yield f"disk        {_size(each)} a checkpoint, at most {kept} kept: {_size(kept * each)} in {job.out}"

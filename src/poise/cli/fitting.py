@@ -20,19 +20,20 @@ from tqdm import tqdm
 from poise.data import Windows
 from poise.evaluation import Task
 from poise.evaluation.rollout import Slots
-from poise.files import replace_text
+from poise.files import replace_text, saving
 from poise.nn import load_backbone
 from poise.policies import NearestNeighbour, Policy, PolicySpec, Safety
 from poise.policies.saving import FILE
 from poise.precision import has_bfloat16
 from poise.training import Checkpoints, Learner, Processes, Progress, Single, TrainingSpec, Validation, train
-from poise.training.loop import check_batch
+from poise.training.loop import Loss, check_batch
 from poise.training.trackers import Tracker
 from poise.training.trackers.json_lines import JsonLines, cut
 
 BEGUN = "training.json"
 _FIRST_SEED = 50_000  # of evaluations in training; those from 100000 on are for the final one
 _LINES_EVERY = 50
+_NOTED = ("demonstrations", "teacher", "evaluations", "training")  # that a run which goes on was begun with
 _SAME = 1e-3  # in normalised units, between statistics: another machine sums up in another order
 _BAR = "{desc} {percentage:3.0f}% |{bar}| {elapsed}, {remaining} left{postfix}"
 
@@ -51,6 +52,9 @@ class Job:
         weights: Safetensors of published weights that the backbones of the encoder begin with.
         trackers: Where figures go besides `metrics.jsonl`.
         begun: How the run was begun, as JSON data, for who resumes it: `BEGUN` in its folder, once inputs are checked.
+        policy: What is trained; None is an untrained policy of the kind and spec.
+        loss: What is minimised; None is the policy's own loss.
+        again: What goes on with the run, for messages; None is `poise train --resume`.
     """
 
     kind: type[Policy]
@@ -62,10 +66,15 @@ class Job:
     weights: Path | None = None
     trackers: tuple[Tracker, ...] = ()
     begun: Mapping[str, Any] | None = None
+    policy: Policy | None = None
+    loss: Loss | None = None
+    again: str | None = None
 
     def untrained(self, windows: Windows) -> Policy:
         """The policy before its first step, on the device of the demonstrations, whose statistics it has."""
         torch.manual_seed(self.training.seed)
+        if self.policy is not None:
+            return self.policy
         policy = self.kind(self.spec).to(windows.device)
         policy.fit(windows)
         if self.weights:
@@ -75,7 +84,8 @@ class Job:
     def describe(self) -> None:
         """Write down how the run was begun."""
         if self.begun is not None:
-            replace_text(self.out / BEGUN, json.dumps(self.begun, indent=1))
+            with saving(f"how the run in {self.out} is begun", "begin it again"):
+                replace_text(self.out / BEGUN, json.dumps(self.begun, indent=1))
 
 
 def fit(
@@ -103,6 +113,7 @@ def fit(
     Raises:
         BlockingIOError: Another process trains in the same folder.
         ImportError: A tracker whose tool is not installed.
+        OSError: The disk is full where a checkpoint or the policy is saved; figures that find no place are left out.
         ValueError: A run that is resumed with other demonstrations, a batch that does not fit them, or no such task.
         SystemExit: SIGTERM, with the status 143.
     """
@@ -110,23 +121,30 @@ def fit(
     job = replace(job, notes={**job.notes, **_noted(job, windows[0])})
     for tracker in job.trackers:
         tracker.check()
-    checkpoints = Checkpoints(job.out, job.training.keep_last, job.training.keep_best)
+    checkpoints = Checkpoints(job.out, job.training.keep_last, job.training.keep_best, again=job.again)
+    if isinstance(policy, NearestNeighbour):
+        return _remembered(job, policy, windows[0], checkpoints, processes.rank)
+    learner = Learner(policy, job.training, processes)
+    check_batch(learner, windows[0])
+    if processes.rank == 0:
+        _try_task(job, learner.average.policy)
     with checkpoints.locked() if processes.rank == 0 else nullcontext():
-        if isinstance(policy, NearestNeighbour):
-            policy.remember(windows[0])
-            if processes.rank > 0:
-                return job.out / FILE
-            job.describe()
-            return policy.save(job.out, job.notes)
-        learner = Learner(policy, job.training, processes)
-        check_batch(learner, windows[0])
-        if processes.rank == 0:
-            _try_task(job, learner.average.policy)
         if resume:
             _resume(job, learner, checkpoints)
         elif processes.rank == 0:
             _begin(job, checkpoints)
         return _run(job, learner, windows, checkpoints)
+
+
+def _remembered(job: Job, policy: NearestNeighbour, windows: Windows, checkpoints: Checkpoints, rank: int) -> Path:
+    """The file of a policy that is not trained, but knows all demonstrations; the first process writes it."""
+    policy.remember(windows)
+    if rank > 0:
+        return job.out / FILE
+    with checkpoints.locked():
+        job.describe()
+        with saving(f"the policy in {job.out}", "begin it again"):
+            return policy.save(job.out, job.notes)
 
 
 def _begin(job: Job, checkpoints: Checkpoints) -> None:
@@ -143,20 +161,21 @@ def _noted(job: Job, windows: Windows) -> dict[str, Any]:
 
 
 def _resume(job: Job, learner: Learner, checkpoints: Checkpoints) -> None:
-    name, fitted = "demonstrations", _constants(learner.policy)
+    fitted = _constants(learner.policy)
     resumed = checkpoints.resume(learner)
     if resumed is None:
         if learner.processes.rank == 0:
             print(f"no checkpoint in {checkpoints.folder} is whole: beginning anew", file=sys.stderr)
         return
-    got, expected = job.notes.get(name), resumed.notes.get(name)
     others = [feature for feature, held in _constants(learner.policy).items() if _differ(fitted[feature], held)]
-    if got != expected or others:
-        other = expected if got != expected else f"others, with other statistics of {' and '.join(others)}"
-        raise ValueError(
-            f"got the demonstrations {got}, but {job.out} was begun with {other}, "
-            "expected the same: restore the data and the recipe, or begin a new run"
-        )
+    for name in _NOTED:
+        got, expected = job.notes.get(name), resumed.notes.get(name)
+        if got != expected or (others and name == _NOTED[0]):
+            other = expected if got != expected else f"others, with other statistics of {' and '.join(others)}"
+            raise ValueError(
+                f"got the {name} {got}, but {job.out} was begun with {other}, "
+                "expected the same: restore the data and the recipe, or begin a new run"
+            )
 
 
 def _constants(policy: Policy) -> dict[str, Tensor]:
@@ -175,8 +194,8 @@ def _differ(fitted: Tensor, held: Tensor) -> bool:
 
 def _run(job: Job, learner: Learner, windows: tuple[Windows, Windows | None], checkpoints: Checkpoints) -> Path:
     last, asked, first = None, 0, learner.processes.rank == 0
-    with _Stop.caught() as stop, _Report(job, learner.step) if first else nullcontext() as report:
-        for now in train(learner, *windows, stopped=lambda: bool(stop.asked)):
+    with _Stop.caught() as stop, _Report(job, learner.step, checkpoints.goes_on) if first else nullcontext() as report:
+        for now in train(learner, *windows, loss=job.loss, stopped=lambda: bool(stop.asked)):
             last = now
             success, failure = _tried(job, learner, now, stop)
             if report:
@@ -195,9 +214,10 @@ def _run(job: Job, learner: Learner, windows: tuple[Windows, Windows | None], ch
         spent = ", ".join(f"{name} {share:.0%}" for name, share in last.shares.items())
         print(f"{last.samples / last.seconds:,.0f} samples/s; of the time: {spent}")
     if first:
-        average.save(job.out, {**job.notes, "progress": asdict(last) if last else None})
+        with saving(f"the policy in {job.out}", f"{checkpoints.goes_on} from the last good checkpoint"):
+            average.save(job.out, {**job.notes, "progress": asdict(last) if last else None})
     if first and asked:
-        print(f"stopped at step {learner.step}: poise train --resume {job.out} goes on from there", file=sys.stderr)
+        print(f"stopped at step {learner.step}: {checkpoints.goes_on} from there", file=sys.stderr)
     learner.processes.most(0)  # none ends before the file is there
     if asked == signal.SIGTERM:
         sys.exit(128 + signal.SIGTERM)
@@ -294,14 +314,19 @@ class _Stop:
 
 
 class _Report:
-    """A bar on the terminal, figures every 50 steps and wherever there are new ones, and the ids of skipped steps."""
+    """A bar on the terminal, figures every 50 steps and wherever there are new ones, and the ids of skipped steps.
 
-    def __init__(self, job: Job, step: int) -> None:
+    What cannot be written, for example on a full disk, is said once and left out: figures are worth no training.
+    """
+
+    def __init__(self, job: Job, step: int, goes_on: str) -> None:
         self._trackers, self._skipped = (JsonLines(), *job.trackers), job.out / "skipped.jsonl"
-        if self._skipped.is_file():
-            cut(self._skipped, step)
-        for tracker in self._trackers:
-            tracker.open(job.out, job.notes, step)
+        with saving(f"figures in {job.out}", goes_on):
+            if self._skipped.is_file():
+                cut(self._skipped, step)
+            for tracker in self._trackers:
+                tracker.open(job.out, job.notes, step)
+        self._out, self._failed = job.out, False
         self._losses: list[float] = []
         self._seen, self._shown = "", 0.0
         self._bar = tqdm(total=100, desc=job.kind.__name__, bar_format=_BAR, mininterval=0.5)
@@ -312,11 +337,23 @@ class _Report:
     def __exit__(self, *error: object) -> None:
         self._bar.close()
         for tracker in self._trackers:
-            tracker.close()
+            with self._spared():
+                tracker.close()
+
+    @contextmanager
+    def _spared(self) -> Iterator[None]:
+        """Where an error of the disk costs a line, the first time."""
+        try:
+            yield
+        except OSError as error:
+            if not self._failed:
+                left = f"figures are left out of {self._out}, which cannot be written ({error}): free some space"
+                self._bar.write(f"{left}, or the next checkpoint fails too", file=sys.stderr)
+            self._failed = True
 
     def __call__(self, now: Progress, success: float | None) -> None:
         if now.skipped:
-            with self._skipped.open("a") as file:
+            with self._spared(), self._skipped.open("a") as file:
                 line = {"step": now.step, "loss": str(now.loss), "gradient_norm": str(now.gradient_norm)}
                 file.write(json.dumps({**line, "windows": now.skipped}) + "\n")
         else:
@@ -335,7 +372,8 @@ class _Report:
         figures |= {"loss": mean, "success": success, "samples_per_second": now.samples / now.seconds}
         figures |= {"validation": None} if now.validation is None else _figures(now.validation)
         for tracker in self._trackers:
-            tracker.log(now.step, figures)
+            with self._spared():
+                tracker.log(now.step, figures)
         seen = self._seen if success is None else f"{self._seen}, success {success:.0%}"
         loss = "none finite" if mean is None else f"{mean:.4f}"
         self._bar.set_postfix_str(f"step {now.step}, loss {loss}{seen}, {now.samples / now.seconds:,.0f} samples/s")

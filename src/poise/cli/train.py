@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from poise.training.scale import is_first, joined
 from poise.training.trackers import Tracker
 
 _USAGE = """usage: poise train RECIPE [--data PATH] [--out DIR] [OPTIONS]
-       poise train --resume RUN
+       poise train --resume RUN [--device DEVICE] [--threads N]
 
 Learn a policy from demonstrations. RECIPE is a Python file that ends in 'recipe = Recipe(...)'; its fields are the
 options: poise train RECIPE --help lists them. A field that holds an object also takes the name of another class.
@@ -35,7 +35,7 @@ With --dry-run it says what it would see and take, and ends.
     poise train recipes/pusht.py --data pusht_cchi_v7_replay.zarr --dry-run
 
 A run that was stopped, or killed at any moment, goes on from its newest checkpoint to the weights that it would have
-had; RUN is its --out.
+had; RUN is its --out. Only where it is computed may change.
 
     poise train --resume out/pusht
 """
@@ -70,6 +70,18 @@ class Run:
     dry_run: bool = False
 
 
+@dataclass(frozen=True)
+class _Where:
+    """What a run that goes on may have otherwise; None is as it was begun."""
+
+    device: str | None = None
+    threads: int | None = None
+
+    def arguments(self) -> list[str]:
+        """As a command line."""
+        return [word for name, value in asdict(self).items() if value is not None for word in (f"--{name}", str(value))]
+
+
 def train_recipe(arguments: list[str]) -> None:
     """Parse the command line after `poise train` and run it.
 
@@ -97,15 +109,22 @@ def train_recipe(arguments: list[str]) -> None:
 
 def _resume(arguments: list[str]) -> None:
     """Go on with the run in the folder that is named."""
-    if len(arguments) != 1 or not (Path(arguments[0]) / BEGUN).is_file():
+    name, *rest = arguments or [""]
+    if not name or not (Path(name) / BEGUN).is_file():
         raise ValueError(
-            f"got --resume {' '.join(arguments)}, expected one folder that poise train has written, with its {BEGUN}: "
+            f"got --resume {name}, expected one folder that poise train has written, with its {BEGUN}: "
             "what was stopped before that was there is begun by poise train RECIPE"
         )
-    out = Path(arguments[0])
+    out = Path(name)
+    where, others = tyro.cli(_Where, args=rest, prog="poise train --resume RUN", return_unknown_args=True)
+    if others:
+        raise ValueError(
+            f"got {' '.join(others)!r} after --resume {out}, expected nothing but --device and --threads: a run goes "
+            "on as it was begun; for other options begin a new one"
+        )
     described = json.loads((out / BEGUN).read_text())
     path = Path(described["arguments"][0])
-    run = parse_run(path, load_recipe(path), [*described["arguments"][1:], "--out", str(out)])
+    run = parse_run(path, load_recipe(path), [*described["arguments"][1:], "--out", str(out), *where.arguments()])
     now, before = dict(_flat(_specs(run))), dict(_flat(described["specs"]))
     changed = [f"{k}: {before.get(k)} became {now.get(k)}" for k in sorted(now | before) if now.get(k) != before.get(k)]
     if changed:

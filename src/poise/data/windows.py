@@ -14,6 +14,7 @@ in its memory.
 """
 
 import copy
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -55,7 +56,8 @@ class Windows:
         padded: Largest number of padded actions at the end of an episode; `horizon - execute` keeps every executed
             action real, as in the published configurations.
         action: Name of the action feature.
-        device: Where batches are made; features live there too, unless they are memory-mapped: those stay on the host.
+        device: Where batches are made; features live there too, unless they are memory-mapped, or find no place there,
+            which is said in a line on stderr: those stay on the host.
         lead: Steps before the current row at which the actions begin.
 
     Attributes:
@@ -126,8 +128,13 @@ class Windows:
         image = _is_image(name, values)
         if is_mapped(values):
             return share(values)
-        values = torch.as_tensor(np.ascontiguousarray(values))
-        return values.to(self.device, torch.uint8 if image else torch.float32)
+        values = torch.as_tensor(np.ascontiguousarray(values)).to(torch.uint8 if image else torch.float32)
+        try:
+            return values.to(self.device)
+        except torch.OutOfMemoryError:
+            held = f"{values.nbytes / 1e9:.3g} GB of the feature {name!r} find no place on {self.device}"
+            print(f"{held}: they stay on the host, and batches are copied, which is slower", file=sys.stderr)
+            return values
 
     def __len__(self) -> int:
         return len(self._row)

@@ -30,6 +30,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from poise.files import saving
 from poise.plain import to_plain
 from poise.policies import Policy, load
 from poise.policies.saving import FILE, seal, write_tensors
@@ -60,12 +61,19 @@ class Checkpoints:
         keep_last: Newest checkpoints that are kept.
         keep_best: Best ones that are kept besides.
         best: `(score, step)` of the best ones, the best first.
+        again: What goes on with the run, for messages; None is `poise train --resume`.
     """
 
     run: Path
     keep_last: int = 2
     keep_best: int = 1
     best: tuple[tuple[float, int], ...] = ()
+    again: str | None = None
+
+    @property
+    def goes_on(self) -> str:
+        """What goes on with the run."""
+        return f"{self.again or f'poise train --resume {self.run}'} goes on"
 
     @property
     def folder(self) -> Path:
@@ -121,20 +129,17 @@ class Checkpoints:
             self.best = tuple(ranked[: self.keep_best])
         if final.exists():
             return final
-        try:
-            aside.mkdir(parents=True)
-            average.save(aside, notes)
-            self._write(aside, tensors, learner.counts(), notes)
-            aside.rename(final)
-            _synced(self.folder)
-            self._point(final.name)
-        except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise OSError(
-                error.errno,
-                f"{error.strerror or error} while saving step {learner.step} in {self.folder}: free some space, then "
-                f"poise train --resume {self.run} goes on from the last good checkpoint",
-            ) from error
+        with saving(f"step {learner.step} in {self.folder}", f"{self.goes_on} from the last good checkpoint"):
+            try:
+                aside.mkdir(parents=True)
+                average.save(aside, notes)
+                self._write(aside, tensors, learner.counts(), notes)
+                aside.rename(final)
+                _synced(self.folder)
+                self._point(final.name)
+            except OSError:
+                shutil.rmtree(aside, ignore_errors=True)
+                raise
         self._prune()
         return final
 
@@ -251,7 +256,7 @@ def _check_finite(step: int, average: Policy, tensors: Mapping[str, Tensor]) -> 
             if not bool(torch.isfinite(found).all()):
                 raise FloatingPointError(
                     f"parameter {name!r} is not finite at step {step}, so that no checkpoint is written: "
-                    "lower the learning rate, and resume from the last one"
+                    "begin a new run with a lower learning rate; those so far are as they were"
                 )
 
 

@@ -37,7 +37,8 @@ class Progress:
         seconds: Since the start of the training, over all its resumptions.
         samples: Windows seen.
         skipped: Indices of the windows of a step that was skipped, because its loss or gradient was not finite.
-        shares: Share of the time so far that went into data, forward, backward and optimiser.
+        shares: Share of the time so far that went into data, forward, backward and optimiser, and, as "else", into what
+            was done between steps: validation, and whatever the caller does.
         validation: Of the averaged policy; None between validations.
     """
 
@@ -130,7 +131,7 @@ def train(
 def _failed(step: int, loss: float, norm: float, skipped: int) -> str:
     return (
         f"training got a loss of {loss} and a gradient of norm {norm} at step {step}, the last of {skipped} such steps "
-        "in a row, expected finite numbers: lower the learning rate or check the data"
+        "in a row, expected finite numbers: check the data, or begin a new run with a lower learning rate"
     )
 
 
@@ -170,6 +171,7 @@ class _Step:
             learner.average.update(learner.policy)
         learner.policy.zero_grad()  # whoever saves now has the memory of the gradients for it
         clock.lap("optimiser")
+        clock.end()
         return value, norm, indices
 
     def _attempt(self, objective: Objective) -> None:

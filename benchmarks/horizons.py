@@ -54,8 +54,13 @@ def delayed(policy: DiffusionPolicy, robots: int, steps: int) -> Delayed:
     return Delayed(RecedingHorizon(policy, robots), steps)
 
 
+def cold(policy: DiffusionPolicy, robots: int, evaluations: int) -> RecedingHorizon:
+    """A receding horizon whose plans come from pure noise by so many evaluations: the control of warm starts."""
+    return RecedingHorizon(policy.using(evaluations=evaluations), robots)
+
+
 def plan_of_rows(arguments: argparse.Namespace, horizon: int) -> Iterator[Row]:
-    """The rows: execute, delay, ensemble, warm start."""
+    """The rows: execute, delay, ensemble, fewer evaluations from noise, warm start."""
     for execute in arguments.executes:
         if execute <= horizon:
             yield Row("receding", execute, 0, RecedingHorizon)
@@ -63,6 +68,8 @@ def plan_of_rows(arguments: argparse.Namespace, horizon: int) -> Iterator[Row]:
         yield Row("receding", arguments.execute, delay, partial(delayed, steps=delay))
     for decay in arguments.decays:
         yield Row(f"ensemble, decay {decay:g}", 1, 0, partial(TemporalEnsemble, decay=decay))
+    for count in arguments.evaluations:
+        yield Row(f"cold, {count} evals", arguments.execute, 0, partial(cold, evaluations=count))
     for begin in arguments.begins:
         for count in arguments.warm:
             control = partial(WarmStart, begin=begin, evaluations=count)
@@ -127,10 +134,11 @@ def main() -> None:
     parser.add_argument("--recipe", type=Path, required=True)
     parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--seed", type=int, default=100_000)
-    parser.add_argument("--execute", type=int, default=8, help="of the rows of delays and warm starts")
+    parser.add_argument("--execute", type=int, default=8, help="of the rows of delays, evaluations and warm starts")
     parser.add_argument("--executes", nargs="*", type=int, default=EXECUTES)
     parser.add_argument("--delays", nargs="*", type=int, default=DELAYS)
     parser.add_argument("--decays", nargs="*", type=float, default=DECAYS)
+    parser.add_argument("--evaluations", nargs="*", type=int, default=(), help="of further rows without a warm start")
     parser.add_argument("--begins", nargs="*", type=float, default=BEGINS)
     parser.add_argument("--warm", nargs="*", type=int, default=WARM, help="evaluations of a warm plan")
     parser.add_argument("--threads", type=int, default=2)

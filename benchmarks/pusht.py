@@ -3,17 +3,20 @@
     python benchmarks/pusht.py --data pusht_cchi_v7_replay.zarr --jobs 2
 
 Trains each of --networks x --predictions by the recipe, unless its checkpoint is in --out already, then runs every
-sampler at every number of evaluations from the one checkpoint, on the same seeds. Trainings and cells run in --jobs
-processes of one thread. Every cell is kept in --out/cells.jsonl, so that an interrupted run goes on where it was.
+sampler at every number of evaluations from the one checkpoint, on the same seeds. --begin and --temperature try others
+than the recipe's: epsilon, whose errors near t = 1 are magnified, may want --begin 0.95 --temperature 1. Trainings and
+cells run in --jobs processes of one thread. Every cell is kept in --out/cells.jsonl, so that an interrupted run goes on
+where it was.
 """
 
 import argparse
 import dataclasses
 import hashlib
+import itertools
 import json
 import multiprocessing
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,11 +58,13 @@ CELLS = "cells.jsonl"
 
 
 class Cell(NamedTuple):
-    """One entry of the table."""
+    """One entry of a table; where begin or temperature is None it is the recipe's."""
 
     policy: str
     sampler: str
     evaluations: int
+    begin: float | None = None
+    temperature: float | None = None
 
 
 class Study(NamedTuple):
@@ -103,7 +108,9 @@ def run_one(study: Study, cell: Cell) -> dict[str, Any]:
     policy = load(study.out / cell.policy)
     if not isinstance(policy, DiffusionPolicy):
         raise ValueError(f"{cell.policy} is a {type(policy).__name__}, expected a DiffusionPolicy")
-    policy.spec = recipe.policy  # what the benchmark runs, whatever bound or sampler was saved
+    changes = {name: value for name in ("begin", "temperature") if (value := getattr(cell, name)) is not None}
+    # What the benchmark runs, whatever bound or sampler was saved.
+    policy.spec = dataclasses.replace(recipe.policy, **changes)
     chosen = policy.using(SAMPLERS[cell.sampler], evaluations=cell.evaluations)
     episodes = list(rollout(chosen, recipe.task, study.seeds))
     return {
@@ -122,7 +129,7 @@ def known(study: Study) -> dict[Cell, dict[str, Any]]:
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     prints = {row["policy"]: fingerprint(study, row["policy"]) for row in rows}
     return {
-        Cell(r["policy"], r["sampler"], r["evaluations"]): r
+        Cell(**{name: r.get(name) for name in Cell._fields}): r  # earlier ones have neither begin nor temperature
         for r in rows
         if (r["first"], r["episodes"], r["checkpoint"]) == (study.seeds.start, len(study.seeds), prints[r["policy"]])
     }
@@ -143,7 +150,7 @@ def missing_cells(study: Study, cells: Iterable[Cell]) -> list[Cell]:
             left.append(cell)
         except ValueError as error:
             print(f"{cell.sampler} with {cell.evaluations} is left out: {error}")
-    return sorted(left, key=lambda cell: (-cell.evaluations, cell))
+    return sorted(left, key=lambda cell: (-cell.evaluations, str(cell)))
 
 
 def measured(study: Study, cells: list[Cell], jobs: int) -> Iterator[dict[str, Any]]:
@@ -158,10 +165,16 @@ def measured(study: Study, cells: list[Cell], jobs: int) -> Iterator[dict[str, A
             yield row
 
 
-def table(rows: Iterable[dict[str, Any]], policy: str, samplers: list[str]) -> str:
-    """Success and reward of one policy in Markdown: a row a number of evaluations, a column a sampler."""
-    found = {(row["evaluations"], row["sampler"]): row for row in rows if row["policy"] == policy}
-    lines = [f"| {policy} | " + " | ".join(samplers) + " |", "|---|" + "---|" * len(samplers)]
+def title(cell: Cell) -> str:
+    """Of the table that a cell stands in."""
+    begin = "" if cell.begin is None else f" from t = {cell.begin:g}"
+    return f"{cell.policy}{begin}" + ("" if cell.temperature is None else f" at temperature {cell.temperature:g}")
+
+
+def table(rows: Mapping[Cell, dict[str, Any]], head: str, samplers: Sequence[str]) -> str:
+    """Success and reward of one title in Markdown: a row a number of evaluations, a column a sampler."""
+    found = {(cell.evaluations, cell.sampler): row for cell, row in rows.items() if title(cell) == head}
+    lines = [f"| {head} | " + " | ".join(samplers) + " |", "|---|" + "---|" * len(samplers)]
     for evaluations in sorted({e for e, _ in found}):
         cells = [found.get((evaluations, sampler)) for sampler in samplers]
         lines.append(f"| {evaluations} | " + " | ".join(_entry(cell) for cell in cells) + " |")
@@ -187,7 +200,9 @@ def main() -> None:
         "--samplers", nargs="+", choices=list(SAMPLERS), default=["DDPM", "DDIM", "DPMSolverPP", "Heun"]
     )
     parser.add_argument("--evaluations", nargs="+", type=int, default=EVALUATIONS)
-    parser.add_argument("--steps", type=int, help="of each training (default: the recipe's limit in minutes)")
+    parser.add_argument("--steps", type=int, help="of each training (default: the recipe's)")
+    parser.add_argument("--begin", nargs="+", type=float, default=[None], help="in (0, 1] (default: the recipe's)")
+    parser.add_argument("--temperature", nargs="+", type=float, default=[None], help="(default: the recipe's)")
     parser.add_argument("--episodes", type=int, default=500)
     parser.add_argument("--seed", type=int, default=100_000)
     parser.add_argument("--jobs", type=int, default=2)
@@ -200,12 +215,14 @@ def main() -> None:
     with ProcessPoolExecutor(arguments.jobs, multiprocessing.get_context("spawn")) as pool:
         for future in as_completed([pool.submit(train_one, study, name) for name in untrained]):
             print(f"trained {future.result()}", flush=True)
-    cells = [Cell(n, s, e) for n in names for s in arguments.samplers for e in arguments.evaluations]
+    ways = itertools.product(arguments.samplers, arguments.evaluations, arguments.begin, arguments.temperature)
+    cells = [Cell(name, *way) for name, way in itertools.product(names, ways)]
     for _ in measured(study, missing_cells(study, cells), arguments.jobs):
         pass
-    rows = [row for cell, row in known(study).items() if cell in set(cells)]
-    print("\n\n".join(table(rows, name, arguments.samplers) for name in names))
-    print(json.dumps({"rows": rows, "seconds": time.perf_counter() - begin, "machine": machine()}))
+    rows = {cell: row for cell, row in known(study).items() if cell in set(cells)}
+    heads = dict.fromkeys(map(title, cells))
+    print("\n\n".join(table(rows, head, arguments.samplers) for head in heads))
+    print(json.dumps({"rows": [*rows.values()], "seconds": time.perf_counter() - begin, "machine": machine()}))
 
 
 if __name__ == "__main__":

@@ -152,8 +152,9 @@ def test_targets_are_exact_under_autocast():
         {"tool": (9,)}, 9, space=RelativePose("tool"), history=1, horizon=6, network=MLP(8, 1, 8), execute=1
     )
     policy, (plan, _, _), (tool, _, _) = Regression(spec), poses(4, 6, seed=0), poses(4, 1, seed=1)
-    policy.action_normaliser.scale.fill_(1.0)
-    policy.action_normaliser.offset.fill_(0.0)
+    for normaliser in (policy.action_normaliser, *policy.observation_normalisers.values()):
+        normaliser.scale.fill_(1.0)
+        normaliser.offset.fill_(0.0)
     batch = Batch({"tool": tool.float()}, plan.float(), torch.ones(4, 6, dtype=torch.bool))
     with torch.autocast("cpu", torch.bfloat16):
         got = policy.encoded(batch)

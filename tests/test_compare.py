@@ -32,7 +32,7 @@ from poise.evaluation.diversity import (
 )
 from poise.evaluation.paired import noise_effect, paired_test, pareto, rate_difference
 from poise.nn import MLP
-from poise.policies import DiffusionPolicy, Policy, PolicySpec, Regression
+from poise.policies import DiffusionPolicy, Policy, PolicySpec, Regression, WarmStart
 from poise.recipe import load_recipe
 from poise.sampling import (
     DDIM,
@@ -128,6 +128,15 @@ def test_a_warm_start_costs_its_evaluations_and_keeps_to_the_plan_that_it_begins
     before = cells[0].of(base).plan(probe.observation, per_sample(range(6)))
     near, far = (cell.plan(cell.of(base), probe.observation, per_sample(range(6))) for cell in cells)
     assert (near - before).norm() < 0.3 * (far - before).norm()
+
+
+def test_warm_starts_are_tried_from_where_a_robot_would_begin_them(policy):
+    usual = WarmStart(policy).begin
+    (tried,) = Tried(samplers=("warm-start",), evaluations=(2,)).cells()
+    for cell in (tried, warm_start(DDIM(), 2)):
+        control = cell.control(policy, 1)
+        assert isinstance(control, WarmStart)
+        assert control.begin == usual
 
 
 def test_what_cannot_be_spent_is_left_out_with_a_note():

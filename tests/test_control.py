@@ -12,7 +12,7 @@ from poise.denoisers import Gaussian
 from poise.evaluation import Task, film, latency, rollout
 from poise.nn import MLP, EncoderSpec
 from poise.nn.spec import Encoder
-from poise.policies import DiffusionPolicy, Policy, PolicySpec, RecedingHorizon
+from poise.policies import DiffusionPolicy, Policy, PolicySpec, RecedingHorizon, Regression
 from poise.policies.ensemble import TemporalEnsemble
 from poise.policies.recorded import Delayed, Recorded
 from poise.policies.warm import WarmStart
@@ -313,6 +313,8 @@ def test_warm_starts_forget_with_a_reset_and_spend_a_share_by_default():
     for begin in (0.0, 1.0, -1.0):
         with pytest.raises(ValueError, match=r"begin=.*, expected 0 < begin < 1"):
             WarmStart(policy, begin=begin)
+    with pytest.raises(ValueError, match="WarmStart got a Regression, expected a DiffusionPolicy: .* RecedingHorizon"):
+        WarmStart(Regression(policy.spec))
     with pytest.raises(ValueError, match="Heun got a budget of 0 evaluations"):
         WarmStart(policy.using(sampler=Heun()), evaluations=0)
     with pytest.raises(ValueError, match="Listed got 1 steps from t = 0.8, expected 1.0"):

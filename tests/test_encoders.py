@@ -329,6 +329,8 @@ def test_weights_of_another_backbone_are_refused(tmp_path):
         load_backbone(encoder, {**own, "1.bias": torch.ones(7)})
     with pytest.raises(ValueError, match=r"expected .safetensors.*save_file"):
         load_backbone(encoder, tmp_path / "resnet18.pth")
+    with pytest.raises(FileNotFoundError, match=r"none.safetensors does not exist, expected .*: write one by"):
+        load_backbone(encoder, tmp_path / "none.safetensors")
     with pytest.raises(ValueError, match="without a backbone"):
         load_backbone(built(Vector(), STATES), own)
     for name, tensor in encoder.state_dict().items():
@@ -589,11 +591,18 @@ def test_the_vector_encoder_keeps_its_tensors():
         (lambda: CNN().build({"a": (64, 64, 3), "b": (64, 64, 1)}, 2), r"'b': 1.*use shared=False"),
         (lambda: replace(TINY, imagenet=True).build({"a": (64, 64, 1)}, 2), "'a' of 1 channels, expected 3"),
         (lambda: ImageTransformer(10).build(CAMERAS, 2), "16 x 16 pixels, expected multiples of patch=10"),
-        (lambda: ImageTransformer(width=12, heads=5), "width=12 and heads=5"),
-        (lambda: ImageTransformer(width=6, heads=2), "width=6 and patch=12, expected a multiple of 4"),
-        (lambda: Fusion(width=30, heads=4), "Fusion got width=30 and heads=4, expected a width that is a multiple"),
+        (
+            lambda: ImageTransformer(width=12, heads=5),
+            "^ImageTransformer got width=12 and heads=5, .*: change the one or",
+        ),
+        (lambda: ImageTransformer(width=6, heads=2), "width=6 and patch=12, .* multiple of 4, .*: change the one"),
+        (lambda: Fusion(width=30, heads=4), "^Fusion got width=30 and heads=4, .* a multiple of the heads: change"),
         (lambda: Fusion(readouts=-1), "readouts=-1"),
-        (lambda: ResNet(50), r"depth=50, expected one of \[18, 34\]"),
+        (lambda: ResNet(50), r"depth=50, expected one of \[18, 34\]: take one of them, or .* Timm\('resnet50'\)"),
+        (
+            lambda: GroupNorm(16).build(24),
+            r"size=16 for 24 channels, expected a divisor of them: choose GroupNorm\(size",
+        ),
         (lambda: SpatialSoftmax(0), "keypoints=0"),
         (lambda: SmallCNN(()), r"channels=\(\)"),
         (lambda: Vector(width=0), "Vector got width=0, expected at least 1, or None"),
@@ -621,8 +630,12 @@ def test_an_unknown_backbone_is_told_with_those_close_to_it(monkeypatch):
     vars(timm).update(layers=layers, is_model=names.__contains__, list_models=lambda: names)
     monkeypatch.setitem(sys.modules, "timm", timm)
     monkeypatch.setitem(sys.modules, "timm.layers", layers)
-    with pytest.raises(ValueError, match=r"'resnet81', which timm does not know; close to it are \['resnet18'"):
+    with pytest.raises(ValueError, match=r"'resnet81', which timm does not know, .* close to it, \['resnet18'"):
         Timm("resnet81").build(3)
+    with pytest.raises(
+        ValueError, match=r"'nonsense', which timm does not know, .*: timm.list_models\(.*\) lists what"
+    ):
+        Timm("nonsense").build(3)
 
 
 @pytest.fixture

@@ -294,8 +294,17 @@ def test_bad_images_are_explained(windows):
     policy, seen = fitted(windows), windows[torch.arange(2)].observation
     with pytest.raises(ValueError, match=r"expected also 'wrist'"):
         policy.plan({name: values for name, values in seen.items() if name != "wrist"})
-    with pytest.raises(ValueError, match=r"'wrist' of shape \(2, 2, 4, 10, 3\), expected \(batch, 2, 8, 10, 3\)"):
+    with pytest.raises(ValueError, match=r"\(2, 2, 4, 10, 3\), expected \(batch, 2, 8, 10, 3\): resize the images, or"):
         policy.plan({**seen, "wrist": seen["wrist"][:, :, :4]})
+    with pytest.raises(ValueError, match=r"'wrist' of shape \(2, 2, 3, 8, 10\).*channels first, .*movedim\(-3, -1\)"):
+        policy.plan({**seen, "wrist": seen["wrist"].movedim(-1, -3)})
+    with pytest.raises(ValueError, match=r"'wrist' of shape \(2, 8, 10, 3\), .*: a batch of histories"):
+        policy.plan({**seen, "wrist": seen["wrist"][:, 0]})
+    larger = dataclasses.replace(SPEC, observations={**SPEC.observations, "wrist": (16, 20, 3)})
+    with pytest.raises(
+        ValueError, match=r"'wrist' has the shape \(8, 10, 3\), expected \(16, 20, 3\): resize the images"
+    ):
+        DiffusionPolicy(larger).fit(windows)
     with pytest.raises(ValueError, match="images 'front' of torch.float32, expected torch.uint8"):
         policy.plan({**seen, "front": seen["front"].float()})
     with pytest.raises(ValueError, match="window of 20 x 7 for images of 8 x 10 pixels"):

@@ -133,8 +133,37 @@ def test_planning_anew_at_every_step_repeats_the_first_plan():
 
 @pytest.mark.parametrize(("prediction", "tolerance"), [("clean", 0.1), ("flow", 0.3)])
 def test_a_policy_learns_the_regulator(prediction, tolerance):
-    """A few hundred steps; `benchmarks/lqr.py` trains longer and is within 2 %. A policy of zeros is off by 1."""
+    """A few hundred steps; `benchmarks/lqr.py` trains longer and its plans are within 2 %. Zeros would be off by 1."""
     policy = lqr.learned(prediction, steps=200, batch=64, rate=4e-3)
     assert lqr.plan_error(policy, 200) < tolerance
-    assert sum(lqr.denoiser_error(policy, 200)) / lqr.LEVELS < tolerance
+    denoised, _ = lqr.denoiser_errors(policy, 200)
+    assert sum(denoised) / lqr.LEVELS < tolerance
     assert lqr.loop_error(policy, 50) < 2 * tolerance
+
+
+@pytest.mark.parametrize("name", list(lqr.PREDICTIONS))
+def test_the_outputs_error_is_told_in_the_predictions_own_units(name, monkeypatch):
+    """A denoiser that is off by delta puts out `(a - b alpha / sigma) delta`: epsilon's worst level is nearest data."""
+    policy, delta = lqr.learned(name, steps=1, batch=8, rate=1e-3), 1e-3
+    states = lqr.drawn(100, 2)
+    x0 = policy.action_normaliser(lqr.plans(states)).float()
+    monkeypatch.setattr(lqr.DiffusionPolicy, "denoiser", lambda *_: lambda x, t: x0 + delta)
+    denoised, outputs = lqr.denoiser_errors(policy, 100)
+    size = x0.square().mean().sqrt().item()
+    assert denoised == pytest.approx([delta / size] * lqr.LEVELS, rel=1e-3)
+    for i, found in enumerate(outputs):
+        t = torch.tensor((i + 0.5) / lqr.LEVELS, dtype=torch.float64)
+        level = policy.spec.schedule.at(t.item())
+        a, b = policy.spec.prediction.row(policy.spec.schedule, t)
+        gap, exact = abs(a - b * level.alpha / level.sigma) * delta, torch.hypot(a * size, b)
+        assert found == pytest.approx((gap / exact).item(), rel=0.1)  # normal noise of finite number in the exact size
+
+
+def test_epsilon_begins_where_its_output_is_worth_a_plan():
+    """Of the same weights: a share of the error, and with no clamp. What is published was not chosen on."""
+    assert lqr.PREDICTIONS["epsilon"].begin == 0.95
+    assert lqr.CHOOSING != lqr.PUBLISHED
+    policy = lqr.learned("epsilon", steps=200, batch=64, rate=4e-3)
+    assert policy.spec.bound is None
+    by_begin = {row["begin"]: row["plan"] for row in lqr.choices(policy) if row["bound"] is None}
+    assert by_begin[0.95] < by_begin[1.0] / 10

@@ -380,13 +380,13 @@ def test_settings_that_make_no_sense_are_refused(make, message):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (DiT(width=30), "Attention got width=30 and heads=4, expected .* multiple of the heads: change"),
+        (DiT(width=30), "^DiT cannot be built: Attention got width=30 and heads=4, .* multiple of the heads: change"),
         (DiT(width=32, heads=0), "Attention got width=32 and heads=0, expected at least one head"),
-        (Transformer(width=30), "Attention got width=30 and heads=4"),
-        (Transformer(conditioning=CrossAttention(heads=3)), "Attention got width=256 and heads=3"),
-        (UNet1D(conditioning=CrossAttention(heads=5)), "Attention got width=64 and heads=5"),
+        (Transformer(width=30), "^Transformer cannot be built: Attention got width=30 and heads=4"),
+        (Transformer(conditioning=CrossAttention(heads=3)), "^Transformer .* Attention got width=256 and heads=3"),
+        (UNet1D(conditioning=CrossAttention(heads=5)), "^UNet1D cannot be built: Attention got width=64 and heads=5"),
         (DiT(width=33, heads=3), "Sinusoidal got width=33, expected an even number .*: choose an even width"),
-        (UNet1D(embedding=15), "Sinusoidal got width=15"),
+        (UNet1D(embedding=15), "^UNet1D cannot be built: Sinusoidal got width=15"),
         (Transformer(aligned=True), "Transformer got aligned=True and 9 tokens for horizon=8, .*: use aligned=False"),
     ],
 )

@@ -7,7 +7,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from poise.data import Episodes, Standard, Windows
+from poise.data import Episodes, Normaliser, Standard, Windows
 from poise.denoisers import Gaussian
 from poise.likelihood import Rademacher
 from poise.nn import MLP, UNet1D, Vector
@@ -15,6 +15,7 @@ from poise.plain import concrete, from_plain, to_plain
 from poise.policies import (
     DiffusionPolicy,
     NearestNeighbour,
+    Policy,
     PolicySpec,
     RecedingHorizon,
     Regression,
@@ -295,10 +296,51 @@ def test_specs_are_plain_data_and_back():
         to_plain(object())
 
 
+KINDS = {name: kind for name, kind in concrete(Policy).items() if kind.__module__.startswith("poise.")}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_policy_without_statistics_says_so_whatever_it_is_asked_for(name, episodes, tmp_path):
+    policy, batch = KINDS[name](SPEC).eval(), windows_of(episodes, SPEC)[torch.arange(3)]
+    asked = {"plan": lambda: policy.plan(batch.observation), "loss": lambda: policy.loss(batch)}
+    asked["save"] = lambda: policy.save(tmp_path / "run")
+    if isinstance(policy, DiffusionPolicy):
+        asked["replan"] = lambda: policy.replan(batch.observation, batch.actions, 0.5)
+        asked["log_prob"] = lambda: policy.log_prob(batch.observation, batch.actions)
+    for call in asked.values():
+        with pytest.raises(ValueError, match=r"('arm.pose' has no statistics|has no demonstrations).*policy\.fit\("):
+            call()
+    assert not (tmp_path / "run").exists()
+    policy.fit(windows_of(episodes, SPEC))
+    policy.constants("grip")[0].fill_(torch.nan)
+    with pytest.raises(ValueError, match="'grip' has no statistics"):
+        asked["plan"]()
+
+
+def test_that_there_are_statistics_is_found_once_and_costs_a_plan_nothing(policy, monkeypatch):
+    policy.ready()
+    monkeypatch.setattr(Normaliser, "check", lambda self: pytest.fail("a control step has no time for this"))
+    policy.plan(observation())
+    policy.using(evaluations=2).plan(observation())
+
+
+def test_a_nearest_neighbour_without_demonstrations_names_what_is_missing(episodes, tmp_path):
+    policy, windows = NearestNeighbour(SPEC), windows_of(episodes, SPEC)
+    policy.fit(windows)
+    policy.save(tmp_path)
+    for empty in (policy, load(tmp_path)):
+        with pytest.raises(ValueError, match=r"NearestNeighbour has no demonstrations .*: call policy.remember"):
+            empty.plan(observation())
+        with pytest.raises(ValueError, match=r"call policy.remember"):
+            empty.loss(windows[torch.arange(3)])
+
+
 def test_bad_observations_are_explained(policy):
-    with pytest.raises(ValueError, match=r"features \['grip'\], expected also 'arm.pose'"):
+    with pytest.raises(
+        ValueError, match=r"\['grip'\], expected also 'arm.pose', which is missing: give .* or list it in"
+    ):
         policy.plan({"grip": torch.zeros(1, 2, 1)})
-    with pytest.raises(ValueError, match=r"'arm.pose' of shape \(1, 2, 4\), expected \(batch, 2, 3\)"):
+    with pytest.raises(ValueError, match=r"'arm.pose' of shape \(1, 2, 4\), expected \(batch, 2, 3\): a batch of hist"):
         policy.plan({"arm.pose": torch.zeros(1, 2, 4), "grip": torch.zeros(1, 2, 1)})
     with pytest.raises(ValueError, match="NaN or infinity in feature 'grip'"):
         policy.plan({"arm.pose": torch.zeros(1, 2, 3), "grip": torch.full((1, 2, 1), torch.nan)})
@@ -324,6 +366,9 @@ def test_bad_specs_are_explained(episodes):
     wrong = dataclasses.replace(SPEC, observations={"arm.pose": (3,), "grip": (2,)})
     with pytest.raises(ValueError, match=r"feature 'grip' has the shape \(1,\), expected \(2,\)"):
         DiffusionPolicy(wrong).fit(windows_of(episodes, wrong))
+    more = dataclasses.replace(SPEC, observations={**SPEC.observations, "wrist": (3,)})
+    with pytest.raises(ValueError, match=r"\['action', 'arm.pose', 'grip'\], expected also 'wrist': name it among"):
+        DiffusionPolicy(more).fit(windows_of(episodes, SPEC))
     with pytest.raises(ValueError, match="'arm.pose' has no statistics"):
         RecedingHorizon(DiffusionPolicy(SPEC))
 

@@ -8,13 +8,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from poise import MLP, Episodes, Heun, PolicySpec, Recipe, Task, TrainingSpec, UNet1D, load_checkpoint
+from poise import (
+    CNN,
+    MLP,
+    Episodes,
+    Heun,
+    PolicySpec,
+    Recipe,
+    Relative,
+    Task,
+    TrainingSpec,
+    UNet1D,
+    load_checkpoint,
+)
 from poise.cli.engines import Workers
 from poise.cli.evaluate import write_json
 from poise.cli.fields import choose_classes, fields, nearest, replaced
 from poise.cli.sweep import pooled, sweep
+from poise.cli.train import parse_run
 from poise.evaluation import wilson
 from poise.evaluation.sweep_plot import sweep_figure
+from poise.nn.encoders import Timm
 
 RECIPE = """
 import os
@@ -226,8 +240,32 @@ def test_names_of_classes_replace_objects_and_the_rest_is_left():
     assert rest == ["--training.steps", "7", "--policy.network.x", "1"]
     assert changed == replaced(replaced(recipe, "policy.sampler", Heun()), "policy.network", UNet1D())
     assert recipe.policy.network == MLP(width=8, depth=1)
-    with pytest.raises(ValueError, match=r"got policy=PolicySpec, which has fields without defaults .*observations"):
+    with pytest.raises(
+        ValueError, match=r"got policy=PolicySpec, .*: give --policy.observations and --policy.action too"
+    ):
         choose_classes(recipe, ["--policy", "PolicySpec"])
+
+
+def test_a_class_takes_what_it_has_no_default_for_from_the_other_arguments():
+    recipe = small()
+    space = ["--policy.space", "Relative", "--policy.space.feature", "state"]
+    for arguments in (space, [*space[2:], *space[:2]], ["--policy.space=Relative", "--policy.space.feature=state"]):
+        changed, rest = choose_classes(recipe, arguments)
+        assert changed.policy.space == Relative("state")
+        assert rest == [word for word in arguments if "feature" in word or word == "state"]
+    changed, _ = choose_classes(recipe, [*space, "--policy.space.dimensions", "0", "--training.steps", "7"])
+    assert changed.policy.space == Relative("state", (0,))
+    run = parse_run(Path("small.py"), recipe, [*space, "--training.steps", "7"])
+    assert (run.recipe.policy.space, run.recipe.training.steps) == (Relative("state"), 7)
+
+    cameras = replaced(recipe, "policy", PolicySpec({"wrist": (64, 64, 3)}, 1, encoder=CNN(), network=MLP(8, 1)))
+    backbone = ["--policy.encoder.backbone", "Timm", "--policy.encoder.backbone.name", "nonsense"]
+    changed, _ = choose_classes(cameras, backbone)
+    assert changed.policy.encoder == CNN(Timm("nonsense"))
+    with pytest.raises(ValueError, match=r"Timm, whose fields \['name'\] .*: give --policy.encoder.backbone.name too"):
+        choose_classes(cameras, backbone[:2])
+    with pytest.raises(ValueError, match="Relative actions are measured from the feature 'tool', but"):
+        choose_classes(recipe, [*space[:3], "tool"])
 
 
 def test_fields_have_dotted_names_and_the_nearest_is_found():

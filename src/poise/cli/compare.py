@@ -75,7 +75,7 @@ class Tried:
     samplers: tuple[str, ...] = (*LINEUP, ADAPTIVE, WARM)
     evaluations: tuple[int, ...] = (1, 2, 3, 5, 10)
     tolerances: tuple[float, ...] = (0.1, 0.01)
-    begin: float = 0.5
+    begin: float = 0.8
     episodes: int = 100
     seed: int = 100_000
 

@@ -171,7 +171,7 @@ class Normaliser(nn.Module):
         if not bool(torch.isfinite(self.scale).all() & torch.isfinite(self.offset).all()):
             raise ValueError(
                 f"Feature {self.name!r} has no statistics, expected a scale and an offset a dimension: "
-                "call policy.fit(episodes) before training, or load a checkpoint that holds them"
+                "call policy.fit(windows) before training and planning, or load a checkpoint that holds them"
             )
 
     def forward(self, x: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class Cell:
         return _label(self.name, self.evaluations)
 
 
-def warm_start(sampler: Sampler, evaluations: int, begin: float = 0.5, name: str = "warm start") -> Cell:
+def warm_start(sampler: Sampler, evaluations: int, begin: float = 0.8, name: str = "warm start") -> Cell:
     """The cell that begins each plan at the previous one, re-noised to the time `begin`.
 
     Single plans begin at a plan from pure noise for the same observation, as for a robot that has stood still.

@@ -43,6 +43,19 @@ class Attention(nn.Module, ABC):
         """What `h` reads from the memory, or from itself without one; the mask `(L, N)` is true where it may look."""
 
 
+def check_heads(name: str, width: int, heads: int) -> None:
+    """Refuse a width that does not divide among the heads.
+
+    Raises:
+        ValueError: Says whose they are, the width and the heads.
+    """
+    if heads < 1 or width < 1 or width % heads:
+        raise ValueError(
+            f"{name} got width={width} and heads={heads}, expected at least one head and a width that is a multiple "
+            "of the heads: change the one or the other"
+        )
+
+
 class MultiHead(Attention):
     """Scaled dot products over several heads; the tensors are those of `nn.MultiheadAttention`.
 
@@ -57,11 +70,7 @@ class MultiHead(Attention):
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
         super().__init__()
-        if heads < 1 or width % heads:
-            raise ValueError(
-                f"Attention got width={width} and heads={heads}, expected at least one head and a width that is a "
-                "multiple of the heads: change the one or the other"
-            )
+        check_heads("Attention", width, heads)
         self.heads, self.dropout = heads, dropout
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
@@ -126,4 +135,4 @@ class Unattended(nn.Module):
         return h
 
 
-__all__ = ["Attend", "Attention", "Memory", "MultiHead", "Unattended"]
+__all__ = ["Attend", "Attention", "Memory", "MultiHead", "Unattended", "check_heads"]

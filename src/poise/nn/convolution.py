@@ -137,7 +137,7 @@ def _by_places(x: Tensor, weight: Tensor, bias: Tensor, stride: int) -> Tensor:
     steps that is 14 of 20 products.
     """
     rows, matrix = x.flatten(1), weight.transpose(1, 2).flatten(1).t()
-    places = _places(*x.shape[1:], weight.shape[2], stride)
+    places = _places(x.shape[1], x.shape[2], weight.shape[2], stride)
     return torch.stack([torch.addmm(bias, rows[:, seen], matrix[taps]) for seen, taps in places], 1)
 
 
@@ -155,7 +155,7 @@ class _ByPlaces(torch.autograd.Function):
         (x, weight), g = ctx.saved_tensors, gradients[0].contiguous()
         rows, matrix = x.flatten(1), weight.transpose(1, 2).flatten(1)
         of_rows, of_matrix = torch.zeros_like(rows), torch.zeros_like(matrix)
-        for i, (seen, taps) in enumerate(_places(*x.shape[1:], weight.shape[2], ctx.stride)):
+        for i, (seen, taps) in enumerate(_places(x.shape[1], x.shape[2], weight.shape[2], ctx.stride)):
             of_rows[:, seen].addmm_(g[:, i], matrix[:, taps])
             of_matrix[:, taps].addmm_(g[:, i].t(), rows[:, seen])
         of_weight = of_matrix.unflatten(1, (weight.shape[2], -1)).transpose(1, 2)

@@ -17,7 +17,7 @@ from torch.nn import functional
 from poise.nn.attention import Memory, MultiHead
 from poise.nn.conditioning import Conditioning, Doors, FiLM, attend, beside, modulated
 from poise.nn.embeddings import Level, LogSnr, Sinusoidal
-from poise.nn.spec import Network, NetworkSpec
+from poise.nn.spec import Network, NetworkSpec, building
 from poise.typing import Actions, Times, Tokens
 
 
@@ -47,7 +47,8 @@ class DiT(NetworkSpec):
         Raises:
             ValueError: A width that is odd or does not fit the heads.
         """
-        return _DiT(self, horizon, action, tokens)
+        with building(self):
+            return _DiT(self, horizon, action, tokens)
 
 
 class _Prepared(NamedTuple):

@@ -5,7 +5,8 @@ checkpoints. To add a network or an encoder, write a spec and a module: `poise.t
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,4 +66,17 @@ class EncoderSpec(ABC):
         """The module for the named features of the given shapes, over `history` steps."""
 
 
-__all__ = ["Encoder", "EncoderSpec", "Network", "NetworkSpec"]
+@contextmanager
+def building(spec: NetworkSpec) -> Iterator[None]:
+    """Where what is wrong with a part is said to be wrong with the network.
+
+    Raises:
+        ValueError: That of the part, after the name of the network.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{type(spec).__name__} cannot be built: {error}") from error
+
+
+__all__ = ["Encoder", "EncoderSpec", "Network", "NetworkSpec", "building"]

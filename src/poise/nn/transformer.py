@@ -22,7 +22,7 @@ from torch.nn import functional
 from poise.nn.attention import Attention, Memory, MultiHead
 from poise.nn.conditioning import Conditioning, CrossAttention, beside
 from poise.nn.embeddings import Level, LogSnr
-from poise.nn.spec import Network, NetworkSpec
+from poise.nn.spec import Network, NetworkSpec, building
 from poise.typing import Actions, Times, Tokens
 
 
@@ -77,7 +77,8 @@ class Transformer(NetworkSpec):
             )
         attention = self.conditioning.doors.attention
         assert attention is not None
-        return _Transformer(self, horizon, action, tokens, attention)
+        with building(self):
+            return _Transformer(self, horizon, action, tokens, attention)
 
 
 class _Prepared(NamedTuple):

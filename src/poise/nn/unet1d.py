@@ -21,7 +21,7 @@ from poise.nn.attention import Attend, Memory, Unattended
 from poise.nn.conditioning import Conditioning, FiLM, attend
 from poise.nn.convolution import Convolution, Upsample, frozen, row_by_row
 from poise.nn.embeddings import Level, LogSnr
-from poise.nn.spec import Network, NetworkSpec
+from poise.nn.spec import Network, NetworkSpec, building
 from poise.typing import Actions, Times, Tokens
 
 _FLAT = 40.0  # from here on Mish is x, and up to here its square of an exponential is a float32
@@ -74,7 +74,8 @@ class UNet1D(NetworkSpec):
                 f"UNet1D with {len(self.channels)} resolutions got horizon={horizon}, expected a multiple of "
                 f"{multiple}: change the horizon or use fewer channels"
             )
-        return _UNet1D(self, action, tokens)
+        with building(self):
+            return _UNet1D(self, action, tokens)
 
 
 class _Prepared(NamedTuple):

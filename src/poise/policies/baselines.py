@@ -98,7 +98,17 @@ class NearestNeighbour(Policy):
         yield State(self.decoded(self.bounded(self._recall(observation)), observation), 0.0, 0)
 
     def _recall(self, observation: Observation) -> Tensor:
+        """The mean of the actions of the nearest windows.
+
+        Raises:
+            ValueError: Nothing is remembered.
+        """
         parts, observed = self._parts(observation), self.observed
+        if not len(self.followed):
+            raise ValueError(
+                "NearestNeighbour has no demonstrations to look among, expected those of training: call "
+                "policy.remember(windows) after policy.fit(windows), once"
+            )
         if not set(parts) <= set(observation):  # what is absent is zero here: let it be zero there
             given = [part.new_full((part.shape[1],), name in observation) for name, part in parts.items()]
             observed = observed * torch.cat(given)

@@ -53,6 +53,7 @@ class Policy(nn.Module, ABC):
         self.action_normaliser = Normaliser("action", (spec.action,))
         self.encoder = encoder
         self.forgetful = False
+        self._ready = False  # whether every feature was found to have statistics
 
     def fit(self, windows: Windows) -> None:
         """Take the constants of normalisation from demonstrations.
@@ -62,11 +63,16 @@ class Policy(nn.Module, ABC):
         """
         spec, rows = self.spec, {**windows.observations, "action": windows.actions}
         for name, shape in {**spec.observations, "action": (spec.action,)}.items():
-            got = tuple(rows[name].shape[1:]) if name in rows else None
+            if name not in rows:
+                raise ValueError(
+                    f"fit got demonstrations with the features {sorted(rows)}, expected also {name!r}: name it among "
+                    "the observed features of Windows, or leave it out of the spec's observations"
+                )
+            got = tuple(rows[name].shape[1:])
             if got != tuple(shape):
                 raise ValueError(
                     f"fit got demonstrations whose feature {name!r} has the shape {got}, expected {tuple(shape)}: "
-                    "check the spec's observations and action against the data"
+                    f"{_remedy(got, tuple(shape)) or 'change the spec, or record the data so'}"
                 )
         for name in spec.observations:
             values = rows[name].flatten(0, -2) if name in spec.cameras else rows[name]
@@ -154,6 +160,12 @@ class Policy(nn.Module, ABC):
         for name in self.spec.observations:
             self._normaliser(name).check()
         self.action_normaliser.check()
+        self._ready = True
+
+    def _once_ready(self) -> None:
+        """`ready` until it passes, for what runs at every step."""
+        if not self._ready:
+            self.ready()
 
     def save(self, path: str | Path, notes: Mapping[str, Any] | None = None) -> Path:
         """Write a checkpoint that `poise.load` reads; the file is complete or it is not there.
@@ -164,25 +176,36 @@ class Policy(nn.Module, ABC):
 
         Returns:
             The file.
+
+        Raises:
+            ValueError: A feature without statistics.
+            OSError: The disk is full, or broken.
         """
+        self.ready()
         return save_checkpoint(path, self, notes)
 
     def check(self, observation: Observation) -> None:
         """Raise unless the observation has every feature that is not optional, in its shape, finite, in one batch.
 
         Raises:
-            ValueError: Says which feature, what it got and what it expected.
+            ValueError: Says which feature, what it got and what it expected; or which has no statistics.
         """
+        self._once_ready()
         for name, shape in self.spec.observations.items():
             if name not in observation:
                 if name in self.spec.optional and observation:
                     continue
-                raise ValueError(f"The policy got the features {sorted(observation)}, expected also {name!r}")
+                raise ValueError(
+                    f"The policy got the features {sorted(observation)}, expected also {name!r}, which is missing: "
+                    f"give observation[{name!r}], or list it in PolicySpec.optional and train again"
+                )
             got, expected = tuple(observation[name].shape), (self.spec.history, *shape)
             if got[1:] != expected:
+                remedy = got[1:2] == expected[:1] and _remedy(got[2:], expected[1:])
                 raise ValueError(
                     f"The policy got feature {name!r} of shape {got}, expected "
-                    f"(batch, {', '.join(map(str, expected))}): a batch of histories, oldest step first"
+                    f"(batch, {', '.join(map(str, expected))}): "
+                    f"{remedy or 'a batch of histories, oldest step first'}"
                 )
             if name in self.spec.cameras:
                 if observation[name].dtype != torch.uint8:
@@ -210,7 +233,12 @@ class Policy(nn.Module, ABC):
         }
 
     def encoded(self, batch: Batch) -> Actions:
-        """The actions of a batch, from `lead` steps before now on, as the policy learns them, in normalised units."""
+        """The actions of a batch, from `lead` steps before now on, as the policy learns them, in normalised units.
+
+        Raises:
+            ValueError: A feature without statistics.
+        """
+        self._once_ready()
         with self._exact():
             return self.action_normaliser(self.spec.space.encode(batch.actions, batch.observation))
 
@@ -254,6 +282,15 @@ def evenly(windows: Windows) -> Batch:
     """The windows that the statistics of actions come from, without their images."""
     low = [name for name, rows in windows.observations.items() if rows.ndim < 4]
     return windows.gather(_spread(len(windows), _FITTED), low)
+
+
+def _remedy(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    """What makes a feature of another shape at one time step fit, where that is known."""
+    if len(got) != 3 or len(expected) != 3:
+        return ""
+    if got == (expected[2], *expected[:2]):
+        return "these images have their channels first, move them to the end by images.movedim(-3, -1)"
+    return "resize the images, or change the spec's observations and train again" if got[2] == expected[2] else ""
 
 
 def _taken(rows: Tensor, chosen: Tensor) -> Tensor:

@@ -30,12 +30,18 @@ class WarmStart:
         fresh: `(robots,)`, whether the last action returned was the first of a new plan.
 
     Raises:
-        ValueError: A time outside (0, 1), or evaluations that the sampler or the grid cannot spend from there.
+        ValueError: A policy without a diffusion, a time outside (0, 1), or evaluations that the sampler or the grid
+            cannot spend from there.
     """
 
     def __init__(
         self, policy: DiffusionPolicy, robots: int = 1, begin: float = 0.8, evaluations: int | None = None
     ) -> None:
+        if not isinstance(policy, DiffusionPolicy):
+            raise ValueError(
+                f"WarmStart got a {type(policy).__name__}, expected a DiffusionPolicy: only a diffusion can begin at "
+                "an earlier plan; run another policy by RecedingHorizon"
+            )
         if not 0 < begin < 1:
             raise ValueError(
                 f"WarmStart got begin={begin}, expected 0 < begin < 1: a time between data and noise; for plans from "

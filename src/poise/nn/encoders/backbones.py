@@ -72,7 +72,10 @@ class GroupNorm(Norm):
     def build(self, channels: int) -> nn.Module:
         """The module for maps of so many channels."""
         if self.size < 1 or channels % self.size:
-            raise ValueError(f"GroupNorm got size={self.size} for {channels} channels, expected a divisor of them")
+            raise ValueError(
+                f"GroupNorm got size={self.size} for {channels} channels, expected a divisor of them: choose "
+                "GroupNorm(size=...) that divides the channels of every layer, or channels that are its multiples"
+            )
         return nn.GroupNorm(channels // self.size, channels, _EPSILON)
 
 

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from poise.nn.attention import check_heads
 from poise.nn.encoders.cnn import CNN
 from poise.nn.encoders.features import images_of, states_of
 from poise.nn.encoders.joint import parts_of
-from poise.nn.encoders.layers import check_heads, self_attention
+from poise.nn.encoders.layers import self_attention
 from poise.nn.encoders.vector import Vector
 from poise.nn.spec import Encoder, EncoderSpec
 from poise.typing import Observation, Tokens

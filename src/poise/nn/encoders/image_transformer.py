@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from poise.nn.attention import check_heads
 from poise.nn.encoders.features import common_channels, only_images
-from poise.nn.encoders.layers import check_heads, self_attention
+from poise.nn.encoders.layers import self_attention
 from poise.nn.spec import Encoder, EncoderSpec
 from poise.typing import Observation, Tokens
 
@@ -49,8 +50,9 @@ class ImageTransformer(EncoderSpec):
         check_heads("ImageTransformer", self.width, self.heads)
         if self.width % 4 or self.patch < 1:
             raise ValueError(
-                f"ImageTransformer got width={self.width} and patch={self.patch}, expected a multiple of 4, "
-                "for a sine and a cosine in two directions, and a patch of pixels"
+                f"ImageTransformer got width={self.width} and patch={self.patch}, expected a width that is "
+                "a multiple of 4, for a sine and a cosine in two directions, and a patch of at least 1 pixel: change "
+                "the one that is not"
             )
 
     def build(self, shapes: Mapping[str, tuple[int, ...]], history: int) -> Encoder:

@@ -3,16 +3,6 @@
 from torch import nn
 
 
-def check_heads(encoder: str, width: int, heads: int) -> None:
-    """Refuse a width that does not divide among the heads.
-
-    Raises:
-        ValueError: Names the encoder, the width and the heads.
-    """
-    if heads < 1 or width < 1 or width % heads:
-        raise ValueError(f"{encoder} got width={width} and heads={heads}, expected a width that is a multiple of heads")
-
-
 def self_attention(width: int, depth: int, heads: int) -> nn.Sequential:
     """Pre-norm transformer layers of GELU units, and a last layer norm: `(B, N, width)` to the same."""
     # One by one, for torch's own stack copies a layer together with its random weights.
@@ -25,4 +15,4 @@ def self_attention(width: int, depth: int, heads: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.LayerNorm(width))
 
 
-__all__ = ["check_heads", "self_attention"]
+__all__ = ["self_attention"]

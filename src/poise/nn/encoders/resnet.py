@@ -35,7 +35,10 @@ class ResNet(Backbone):
 
     def __post_init__(self) -> None:
         if self.depth not in _BLOCKS:
-            raise ValueError(f"ResNet got depth={self.depth}, expected one of {sorted(_BLOCKS)}")
+            raise ValueError(
+                f"ResNet got depth={self.depth}, expected one of {sorted(_BLOCKS)}: take one of them, or another "
+                f"network as Timm({f'resnet{self.depth}'!r})"
+            )
 
     def build(self, channels: int) -> Trunk:
         """The module for images of so many channels."""

@@ -56,7 +56,10 @@ def _create(name: str, channels: int, pretrained: bool):  # noqa: ANN202 (a clas
     architecture = name.partition(".")[0]
     if not timm.is_model(architecture):
         close = difflib.get_close_matches(architecture, timm.list_models())
-        raise ValueError(f"Timm got the backbone {name!r}, which timm does not know; close to it are {close}")
+        hint = f"take one that is close to it, {close}" if close else "timm.list_models('*resnet*') lists what it has"
+        raise ValueError(
+            f"Timm got the backbone {name!r}, which timm does not know, expected one of its models: {hint}"
+        )
     try:
         module = timm.create_model(
             name, pretrained=pretrained, features_only=True, out_indices=(-1,), in_chans=channels

@@ -24,6 +24,7 @@ def load_backbone(encoder: nn.Module, weights: Mapping[str, Tensor] | str | Path
         weights: Tensors by name, or a safetensors file of them.
 
     Raises:
+        FileNotFoundError: No such file.
         ValueError: No backbone in the encoder, a file of another format, or tensors that are missing, surplus, or of
             another shape; all are named, and nothing is loaded.
     """
@@ -43,6 +44,11 @@ def _read(path: str | Path) -> dict[str, Tensor]:
         raise ValueError(
             f"load_backbone got the file {path}, expected .safetensors: reading other formats may execute code; "
             "convert it with safetensors.torch.save_file"
+        )
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"{path} does not exist, expected a safetensors file of weights: write one by "
+            "safetensors.torch.save_file(timm_weights(name), path)"
         )
     return load_file(path)
 

@@ -42,7 +42,7 @@ class WeightsAndBiases(Tool):
             if not list(other.glob("*.synced")):
                 shutil.rmtree(other)
         again = step if mode == "online" or not sent else 0
-        self._run = wandb.init(
+        opened = wandb.init(
             project=os.environ.get("WANDB_PROJECT", PROJECT),
             name=run.resolve().name,
             dir=run,
@@ -52,7 +52,8 @@ class WeightsAndBiases(Tool):
             mode=mode,
             settings=wandb.Settings(console="off", silent=True),  # the bar on the terminal stays as it is
         )
-        return self._run.starting_step
+        self._run = opened
+        return opened.starting_step
 
     def _send(self, step: int, values: Mapping[str, float]) -> None:
         assert self._run is not None

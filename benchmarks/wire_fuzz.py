@@ -8,8 +8,9 @@ Messages are mutated on the level of bytes (flips, cuts, copies, lengths and oth
 some more of them, and some bytes that are no WebSocket at all, go to a live server, which must answer each, or say why
 not and close with 1011, within a second, keep its memory, and serve a valid client afterwards. Several connections take
 turns, which costs two milliseconds of a processor a message. Each is kept until the server ends it, as it does at every
-error, so what a message that was understood leaves behind meets the next ones. The last line is JSON; the exit status
-is 1 if a target is missed. Memory is compared with that after the first thousand messages.
+error, so what a message that was understood leaves behind meets the next ones. Memory is compared with that after the
+first thousand messages. `late_s` is how late this program itself woke at most: where that is near a second, the machine
+is too busy to tell whether the server hung. The last line is JSON; the exit status is 1 if a target is missed.
 
 With `--atheris FOLDER` the messages are made by atheris (`pip install atheris`), which seeks branches of the decoder
 that none has reached, and are decoded alone. The folder keeps those that reached one, and, as `found-...`, one that
@@ -45,7 +46,7 @@ from poise.wire import DecodeError, pack, unpack
 
 HANG, GROWTH = 1.0, 50.0  # seconds, MiB
 FORESEEN = {"planned", "closed 1011", "raw"}  # what a live server may do
-_SETTLED, _LONGEST = 1000, 10.0  # messages, seconds
+_SETTLED, _LONGEST, _TICK = 1000, 10.0, 0.02  # messages, seconds, seconds
 _ERROR, _PLAN, _CLOSE = 1, 2, 8  # kinds of frames: of text, of bytes, and of the end
 OPENING = (
     b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
@@ -304,8 +305,8 @@ class Kept:
 class Judge:
     """What a server did with every message, how long that took at most, and what memory it has."""
 
-    def __init__(self, process: int) -> None:
-        self.kinds, self.slowest, self._process = Counter[str](), (0.0, ""), process
+    def __init__(self, process: int | str) -> None:
+        self.kinds, self.slowest, self.late, self._process = Counter[str](), (0.0, ""), 0.0, process
         self._before = self._memory()
 
     def add(self, kind: str, seconds: float) -> None:
@@ -314,6 +315,13 @@ class Judge:
         self.slowest = max(self.slowest, (seconds, kind))
         if self.kinds.total() == _SETTLED:
             self._before = self._memory()
+
+    async def watch(self) -> None:
+        """Note without end how late this program wakes."""
+        while True:
+            begin = time.perf_counter()
+            await asyncio.sleep(_TICK)
+            self.late = max(self.late, time.perf_counter() - begin - _TICK)
 
     def growth(self) -> float:
         """MiB since the first messages."""
@@ -335,7 +343,9 @@ async def flown(uri: str, source: Iterator[bytes], draw: random.Random, raw: flo
             judge.add(kind, time.perf_counter() - begin)
         kept.close()
 
+    watching = asyncio.create_task(judge.watch())
     await asyncio.gather(*map(one_after_another, several))
+    watching.cancel()
     return sum(kept.made for kept in several)
 
 
@@ -351,7 +361,7 @@ def live(count: int, seed: int, raw: float, flight: int) -> dict[str, Any]:
             connection.send(pack(VALID))
             reply = connection.recv(timeout=10)
             served = isinstance(reply, bytes) and unpack(reply)["actions"].shape[1] == ACTION
-        figures = {"messages": count, "seconds": seconds, "slowest_s": slowest, "slowest": kind}
+        figures = {"messages": count, "seconds": seconds, "slowest_s": slowest, "slowest": kind, "late_s": judge.late}
         return figures | {
             "growth_mib": judge.growth(),
             "connections": made,

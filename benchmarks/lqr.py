@@ -13,10 +13,9 @@ of the closed loop. The last line is JSON. It takes about five minutes on one co
 
 Epsilon begins at t = 0.95. Its plan is $(x_t - \sigma \hat\epsilon) / \alpha$, and $\sigma / \alpha$ is 1000 at t = 1
 and 13 at 0.95: where there is next to no signal, an output as exact as that of the others is no plan, and the column of
-the outputs tells that from a network that learned less. `--choose` prints what it was chosen by: the error of the plan
-by begin and bound, on other states and other noise than those that are published. Of the times tried 0.95 is the latest
-from which plans are within 2 % there; from 0.9 they are better still, as a plan that is certain lacks nothing of the
-signal that is left out.
+the outputs tells that from a network that learned less. `--choose` prints the error of the
+plan by begin and bound, on other states and other noise than those that are published. There plans from 0.95 are within
+2 %, and from 0.9 they are better still, as a plan that is certain lacks nothing of the signal that is left out.
 """
 
 import argparse

@@ -50,8 +50,9 @@ def report(name: str, run: Path, step: int = 0, end: str = "close") -> None:
 def elsewhere(code: str) -> subprocess.CompletedProcess[str]:
     """Code that uses this file, in a process of its own, which ends as a training does."""
     code = f"from pathlib import Path\nfrom test_trackers import *\n{code}"
-    for_tests = ("PYTEST_CURRENT_TEST", "CI", "GITHUB_ACTIONS", "WANDB_MODE", "MLFLOW_TRACKING_URI")
-    environment = {name: value for name, value in os.environ.items() if name not in for_tests}
+    other = {"PYTEST_CURRENT_TEST", "CI", "GITHUB_ACTIONS", "WANDB_MODE", "MLFLOW_TRACKING_URI"}  # tools look at them
+    other |= {name for kind in concrete(Tracker).values() for name in kind.QUIET}  # set by other tests
+    environment = {name: value for name, value in os.environ.items() if name not in other}
     here = Path(__file__).parent
     return subprocess.run([sys.executable, "-c", code], cwd=here, env=environment, capture_output=True, text=True)
 

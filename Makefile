@@ -8,8 +8,9 @@ STAMP := .venv/.installed
 demo: $(STAMP)
 	$(BIN)/poise demo
 
+# A worker a core and a thread a worker, so that tests do not wait for each other's threads.
 test: $(STAMP)
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses logical --dist loadfile
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -29,6 +29,7 @@ from tqdm import tqdm
 
 from poise import DiffusionPolicy, Recipe, load, load_recipe, rollout
 from poise.cli.machine import machine
+from poise.cli.running import SAMPLERS
 from poise.evaluation import Episode, Interval, bootstrap, jerk, seam_jump, wilson
 from poise.evaluation.paired import rate_difference
 from poise.guidance import identity, vjp
@@ -61,6 +62,7 @@ class Row(NamedTuple):
     way: Way
     execute: int | None = None
     decay: float | None = None
+    sampler: str = ""  # that of the checkpoint
 
 
 def rows(beta: float, decay: float) -> Iterator[Row]:
@@ -69,7 +71,7 @@ def rows(beta: float, decay: float) -> Iterator[Row]:
     yield Row(f"ensemble, decay {decay:g}", afresh, execute=1, decay=decay)
     yield Row("chunking, vjp", Chunking(MASK, beta, vjp))
     yield Row("chunking, identity", Chunking(MASK, beta, identity))
-    yield Row("chunking, vjp, beta 10, fade 2", Chunking(MASK, 10.0, vjp, 2))
+    yield Row("chunking, vjp, beta 10, fade 4", Chunking(MASK, 10.0, vjp, 4))
 
 
 def milliseconds(policy: DiffusionPolicy, row: Row, delay: int, episode: Episode) -> float:
@@ -104,6 +106,8 @@ def mean(values: Iterable[float]) -> Interval | None:
 
 def tried(policy: DiffusionPolicy, recipe: Recipe, seeds: range, row: Row, delay: int) -> dict[str, Any]:
     """One row of the table."""
+    if row.sampler:
+        policy = policy.using(sampler=SAMPLERS[row.sampler])
     made: list[Asynchronous] = []
     breaks: list[float] = []
 
@@ -122,6 +126,7 @@ def tried(policy: DiffusionPolicy, recipe: Recipe, seeds: range, row: Row, delay
     return {
         "delay": delay,
         "controller": row.name,
+        "sampler": row.sampler,
         "success": wilson(sum(e.success for e in episodes), len(episodes)),
         "reward": bootstrap([e.reward_max for e in episodes]),
         "break": mean(breaks),
@@ -146,9 +151,10 @@ def against(result: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
 
 
 def compared(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """The newest row, beside plain switching with its delay where that is another row."""
-    newest = results[-1]
-    same = [result for result in results[:-1] if result["delay"] == newest["delay"] and result["controller"] == PLAIN]
+    """The newest row, beside plain switching with its delay and sampler where that is another row."""
+    newest, alike = results[-1], ("delay", "sampler")
+    plain = [result for result in results[:-1] if result["controller"] == PLAIN]
+    same = [result for result in plain if all(result[name] == newest[name] for name in alike)]
     return newest | {"against_plain": against(newest, same[0])} if same else newest
 
 
@@ -159,10 +165,10 @@ def line(result: dict[str, Any]) -> str:
         return f"{found.value:{form}} | {found.low:{form}} to {found.high:{form}}" if found else "- | -"
 
     middle = " | ".join(cells(result[name], form) for name, form in COLUMNS.items())
-    beside = result.get("against_plain", {})
+    beside, named = result.get("against_plain", {}), ", ".join(filter(None, (result["controller"], result["sampler"])))
     ratios = " | ".join(f"{beside[name]:.2f}" if name in beside else "-" for name in RATIOS)
     return (
-        f"| {result['delay']} | {result['controller']} | {middle} | {result['held']:.1%} | {result['ms']:.1f} "
+        f"| {result['delay']} | {named} | {middle} | {result['held']:.1%} | {result['ms']:.1f} "
         f"| {cells(beside.get('success'), '+.1%')} | {ratios} |"
     )
 
@@ -178,13 +184,15 @@ def main() -> None:
     parser.add_argument("--beta", type=float, default=5.0)
     parser.add_argument("--decay", type=float, default=0.01)
     parser.add_argument("--controllers", nargs="+", default=[""], help="only those whose name holds one of these words")
+    parser.add_argument("--samplers", nargs="+", choices=list(SAMPLERS), default=[""], help="(default: its own)")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     policy, recipe = load(arguments.checkpoint), load_recipe(arguments.recipe)
     assert isinstance(policy, DiffusionPolicy)
     seeds = range(arguments.seed, arguments.seed + arguments.episodes)
-    chosen = [r for r in rows(arguments.beta, arguments.decay) if any(word in r.name for word in arguments.controllers)]
+    known = [row for row in rows(arguments.beta, arguments.decay) if any(w in row.name for w in arguments.controllers)]
+    chosen = [row._replace(sampler=sampler) for sampler in arguments.samplers for row in known]
     results = []
     print(HEAD)
     for delay, row in tqdm([(delay, row) for delay in arguments.delays for row in chosen], leave=False):

@@ -311,14 +311,15 @@ def test_the_benchmark_sets_every_row_beside_plain_switching(monkeypatch):
     monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
     realtime = importlib.import_module("realtime")
 
-    def row(controller, delay, won, seam):
+    def row(controller, delay, won, seam, sampler=""):
         found = {name: Interval(seam, seam, seam) for name in realtime.COLUMNS}
-        return {"controller": controller, "delay": delay, "won": won, "held": 0.0, "ms": 1.0, **found}
+        kind = {"controller": controller, "delay": delay, "sampler": sampler}
+        return {**kind, "won": won, "held": 0.0, "ms": 1.0, **found}
 
     plain = row(realtime.PLAIN, 2, [1, 1, 1, 1, 0, 0, 0, 0], 2.0)
     guided = row("chunking, vjp", 2, [1, 1, 1, 0, 1, 1, 1, 0], 1.5)
-    others = row(realtime.PLAIN, 0, [0] * 8, 1.0), row("ensemble", 2, [0] * 8, 1.0)
-    got = realtime.compared([others[0], plain, others[1], guided])
+    others = row(realtime.PLAIN, 0, [0] * 8, 1.0), row(realtime.PLAIN, 2, [0] * 8, 1.0, "DDPM")
+    got = realtime.compared([*others, plain, guided])
     beside = got["against_plain"]
     assert beside == {"success": rate_difference(guided["won"], plain["won"]), "jump": 0.75, "seam": 0.75}
     assert beside["success"].value == 0.25

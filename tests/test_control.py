@@ -225,8 +225,15 @@ def test_images_are_bytes_from_the_camera_to_the_policy():
         controller.act({**at(0), "camera": image / 255})
     with pytest.raises(ValueError, match=r"'camera' of shape \(1, 5, 4, 3\), expected \(1, 4, 5, 3\)"):
         controller.act({**at(0), "camera": image.swapaxes(1, 2)})
-    with pytest.raises(ValueError, match="'camera' of shape None"):
+    with pytest.raises(ValueError, match=r"got the features \['x'\], expected also 'camera', which is missing"):
         controller.act(at(0))
+
+
+@pytest.mark.parametrize("value", ["0.5", 0.5 + 1j, None], ids=["text", "complex", "nothing"])
+def test_what_is_no_number_is_refused_by_name(value):
+    policy = counting(history=1, observations={"torque": (1,)})
+    with pytest.raises(ValueError, match="got feature 'torque' of .*, expected numbers"):
+        RecedingHorizon(policy).act({**at(0), "torque": np.array([[value]])})
 
 
 def test_an_optional_feature_may_go_and_begins_anew_when_it_is_back():

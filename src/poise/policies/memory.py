@@ -114,13 +114,19 @@ class Memory:
         for name, history in self._history.items():
             if name not in observation and name in self.policy.spec.optional:
                 continue
-            got = np.asarray(observation[name]) if name in observation else None
             expected = (self.robots, *history.shape[2:])
-            if got is None or got.shape != expected:
+            if name not in observation:
                 raise ValueError(
-                    f"got feature {name!r} of shape {None if got is None else got.shape}, "
-                    f"expected {expected}: one current observation a robot"
+                    f"got the features {sorted(observation)}, expected also {name!r}, which is missing: "
+                    f"give it, or list it in PolicySpec.optional and train again"
                 )
+            got = np.asarray(observation[name])
+            if got.shape != expected:
+                raise ValueError(
+                    f"got feature {name!r} of shape {got.shape}, expected {expected}: one current observation a robot"
+                )
+            if got.dtype.kind not in "biuf":
+                raise ValueError(f"got feature {name!r} of {got.dtype}, expected numbers")
             if history.dtype == np.uint8:
                 check_pixels(name, got)
             elif not np.isfinite(got[active]).all():  # it would stay in the history when the sensor has recovered

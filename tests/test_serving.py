@@ -263,6 +263,8 @@ def test_keys_origins_sizes_and_numbers_are_checked():
             with pytest.raises(InvalidStatus) as refused:
                 Peer(server, additional_headers=wrong)
             assert refused.value.response.status_code == 401
+            got = b"another key than this server's" if wrong else b"no key"
+            assert refused.value.response.body == b"got " + got + b", expected the header Authorization: Api-Key KEY\n"
         with pytest.raises(InvalidStatus) as refused:
             Peer(server, additional_headers=right, origin="http://127.0.0.1:8000")
         assert refused.value.response.status_code == 403
@@ -275,6 +277,12 @@ def test_keys_origins_sizes_and_numbers_are_checked():
         assert peer.saw(1) == [1, 1, 1]
         assert peer.saw(1, env_id=1) == [1, 1, 1]
         assert "more than 2 env_id" in peer.ask(1, env_id=2)
+        wait_for(lambda: "poise_connections 1.0" in get(server, "/metrics", KEY)[1])
+        with Client(server.uri, KEY, timeout=20) as client:
+            client.wait()
+            with pytest.raises(ConnectionError, match="exceeds limit of 1000 bytes .*larger --message-bytes"):
+                client.infer({"x": np.zeros(1), "more": bytes(1000)})
+        peer.socket.close()
         wait_for(lambda: "poise_connections 0.0" in get(server, "/metrics", KEY)[1])
         assert Peer(server, additional_headers=right).saw(1) == [1, 1, 1]
 

@@ -25,6 +25,7 @@ from poise.wire import MAX_BYTES, pack, unpack
 with extra("serve", "the client needs"):
     from websockets.asyncio.client import ClientConnection, connect
     from websockets.exceptions import ConnectionClosed, InvalidStatus
+    from websockets.frames import CloseCode
 
 _FIRST, _LONGEST = 0.05, 0.2  # seconds between two tries to connect
 _OPEN, _PING, _CLOSE = 2.0, 2.0, 0.5  # seconds for a handshake, between pings, and to close
@@ -186,6 +187,12 @@ class Client:
             except Exception as error:  # whatever it is, a robot needs its connection back
                 refused = isinstance(error, InvalidStatus)
                 trouble = _told(error) if refused else f"{type(error).__name__}: {error}".removesuffix(": ")
+                if (
+                    isinstance(error, ConnectionClosed)
+                    and error.rcvd is not None
+                    and error.rcvd.code == CloseCode.MESSAGE_TOO_BIG
+                ):
+                    trouble += " (send less, such as smaller images, or start the server with larger --message-bytes)"
                 if not opened and self.uri.startswith("wss:") and _no_tls(error):
                     trouble += " (where a server speaks no TLS: is it one without --tls-cert? That is at ws://)"
                 if trouble != self._warned:  # once a reason, not at every try

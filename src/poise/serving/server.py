@@ -163,7 +163,9 @@ class Server:
         keys = request.headers.get_all("Authorization")
         if not authorised(self._key, keys[0] if len(keys) == 1 else None):
             self._counts["connections_refused"] += 1
-            refusal = connection.respond(HTTPStatus.UNAUTHORIZED, "expected the header Authorization: Api-Key KEY\n")
+            got = "another key than this server's" if any(keys) else "no key"
+            told = f"got {got}, expected the header Authorization: Api-Key KEY\n"
+            refusal = connection.respond(HTTPStatus.UNAUTHORIZED, told)
             if self._dashboard is not None:
                 refusal.headers["WWW-Authenticate"] = 'Basic realm="poise: the key is the password", charset="UTF-8"'
             return refusal

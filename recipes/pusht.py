@@ -106,7 +106,9 @@ recipe = Recipe(
         temperature=0.5,
     ),
     training=TrainingSpec(steps=9000, batch=512, bfloat16=True),
-    task=Task("gym_pusht:gym_pusht/PushT-v0", {"obs_type": "state"}, observe, extra="pusht", slots=500, restart=restart),
+    task=Task(
+        "gym_pusht:gym_pusht/PushT-v0", {"obs_type": "state"}, observe, extra="pusht", slots=500, restart=restart
+    ),
     read=demonstrations,
     enlarge=enlarged,
     padded=8,

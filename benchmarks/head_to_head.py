@@ -4,10 +4,10 @@
 
 One after the other, each with all threads, before any is tried. LeRobot trains its small U-Net (4.5 M parameters) on
 what it calls `pusht_keypoints`, the agent and the corners of the block, with its own loss and optimiser, on batches
-from memory. Ours is `recipes/pusht.py`. Both are saved at every quarter of the time, and tried by one evaluator on the
-same starts; LeRobot's are imported for that (see the benchmark of policies from elsewhere: plans agree within 1e-5) and
-plan by DDIM with 10 evaluations, at the end also by their own scheduler with 100. Writes results.json and
-head_to_head.png.
+from memory. Ours is `recipes/pusht.py`, which ends by itself when its steps are done. Both are saved at every quarter
+of what they train, and tried by one evaluator on the same starts; LeRobot's are imported for that (see the benchmark of
+policies from elsewhere: plans agree within 1e-5) and plan by DDIM with 10 evaluations, at the end also by their own
+scheduler with 100. Writes results.json and head_to_head.png.
 """
 
 import argparse

@@ -239,7 +239,8 @@ def result_and_gradients(layer, x, seed=1):
 
 @pytest.mark.parametrize(("kernel", "stride"), [(1, 1), (3, 1), (3, 2), (5, 1), (7, 3)])
 @pytest.mark.parametrize("length", [1, 2, 4, 7, 16])
-def test_training_by_places_computes_the_convolution_and_its_gradients(kernel, stride, length):
+def test_training_by_places_computes_the_convolution_and_its_gradients(kernel, stride, length, monkeypatch):
+    monkeypatch.setattr(convolution, "_AVX2", True)
     torch.manual_seed(0)
     layer, x = Convolution(6, 8, kernel, stride).double(), torch.randn(12, 6, length, dtype=torch.float64)
     plain = result_and_gradients(layer.eval(), x)
@@ -248,7 +249,18 @@ def test_training_by_places_computes_the_convolution_and_its_gradients(kernel, s
             torch.testing.assert_close(mine, torchs, atol=1e-12, rtol=0)
 
 
-def test_many_plans_are_what_few_are():
+def test_large_batches_in_bfloat16_go_by_places_too():
+    torch.manual_seed(0)
+    layer, x = Convolution(32, 32, 5), torch.randn(convolution._LARGE, 32, 8)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert convolution.row_by_row(layer.train(), x)
+        trained, plain = (result_and_gradients(layer.train(training), x) for training in (True, False))
+    for mine, torchs in zip(trained, plain, strict=True):
+        torch.testing.assert_close(mine, torchs, atol=0.02 * torchs.abs().max().item(), rtol=0)
+
+
+def test_many_plans_are_what_few_are(monkeypatch):
+    monkeypatch.setattr(convolution, "_AVX2", True)
     network, given = built().double(), inputs(64, dtype=torch.float64)
     assert convolution.row_by_row(network, given[0])
     few = [output(network, *(values[rows] for values in given)) for rows in (slice(0, 32), slice(32, 64))]
@@ -256,8 +268,9 @@ def test_many_plans_are_what_few_are():
 
 
 @pytest.mark.parametrize(("batch", "training"), [(12, True), (64, False)])
-def test_large_batches_stay_as_rows_in_memory(batch, training):
+def test_large_batches_stay_as_rows_in_memory(batch, training, monkeypatch):
     """Or every layer would turn them over."""
+    monkeypatch.setattr(convolution, "_AVX2", True)
     network, as_rows = built().train(training), []
     for module in network.modules():
         if type(module).__name__ in ("_ConvBlock", "_ResidualBlock"):

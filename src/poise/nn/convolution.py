@@ -17,6 +17,8 @@ from torch.nn import functional
 from torch.nn.grad import conv1d_input
 
 _FEW, _MANY = 8, 64  # samples: up to and from here matrix products beat the convolution of PyTorch
+_LARGE = 128  # samples of a batch in bfloat16, from which they do
+_AVX2 = torch.backends.cpu.get_cpu_capability() == "AVX2"  # with AVX-512 PyTorch's convolutions in float32 are faster
 _PART = 16  # outputs of one product
 _SHORT, _WIDE = 4, 2**14  # steps of a plan, and inputs times outputs: here PyTorch's gradient of weights is slow
 
@@ -50,7 +52,8 @@ class Convolution(nn.Module):
             if self.weight.shape[2] == 1:
                 return _product(x.transpose(1, 2), self.weight[:, :, 0], self.bias).transpose(1, 2)
             by_places = _ByPlaces.apply if self.training else _by_places
-            return by_places(x.transpose(1, 2), self.weight, self.bias, self.stride).transpose(1, 2)
+            rows, weight, bias = _cast(x.transpose(1, 2), self.weight, self.bias)
+            return by_places(rows, weight, bias, self.stride).transpose(1, 2)
         if self.training and self.wide and x.shape[2] <= _SHORT and x.device.type == "cpu":
             return _ByProducts.apply(*_cast(x, self.weight, self.bias), self.padding)
         if frozen(self):
@@ -96,10 +99,12 @@ def frozen(module: nn.Module) -> bool:
 
 
 def row_by_row(module: nn.Module, x: Tensor) -> bool:
-    """Whether plans lie as rows: in training or many, on a CPU, neither compiled nor in a smaller precision."""
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu") or x.device.type != "cpu":
+    """Whether plans lie as rows, on a CPU: in training or many with AVX2 alone, batches of training in bfloat16."""
+    if torch.compiler.is_compiling() or x.device.type != "cpu":
         return False
-    return x.dtype in (torch.float32, torch.float64) and (module.training or len(x) >= _MANY)
+    if torch.is_autocast_enabled("cpu"):
+        return module.training and len(x) >= _LARGE
+    return _AVX2 and x.dtype in (torch.float32, torch.float64) and (module.training or len(x) >= _MANY)
 
 
 def _beside(x: Tensor, kernel: int, padding: int, stride: int = 1) -> Tensor:

@@ -1,6 +1,7 @@
 """The hub: pushed to and loaded from a server on this machine by the real client."""
 
 import base64
+import importlib
 import json
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -102,11 +103,10 @@ def hub(monkeypatch, tmp_path):
     address = f"http://127.0.0.1:{server.server_port}"
     for name, value in {"ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": False}.items():
         monkeypatch.setattr(constants, name, value)
-    monkeypatch.setattr(
-        constants,
-        "HUGGINGFACE_CO_URL_TEMPLATE",
-        address + "/{repo_id}/resolve/{revision}/{filename}",
-    )
+    # The download has a name of its own for it, which is older than this test wherever another imported the module.
+    for module in (constants, importlib.import_module("huggingface_hub.file_download")):
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setenv("HF_TOKEN", "hf_none")
     thread = threading.Thread(target=server.serve_forever)
     thread.start()

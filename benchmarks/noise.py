@@ -9,6 +9,7 @@ entropy of the ways taken by the successes, over that of --ways taken equally of
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,6 @@ from numpy.typing import NDArray
 from poise import DiffusionPolicy, RecedingHorizon, load, load_recipe, rollout
 from poise.cli.machine import machine
 from poise.evaluation import entropy, wilson
-from poise.policies import Policy
 from poise.policies.control import Control, Planner
 from poise.policies.memory import Memory, Robots
 
@@ -31,15 +31,6 @@ def averaged(count: int) -> Planner:
         return np.stack([memory.plan(robots) for _ in range(count)]).mean(0)
 
     return planner
-
-
-def planned(planner: Planner) -> Control:
-    """A receding horizon whose plans are made by it."""
-
-    def control(policy: Policy, robots: int) -> RecedingHorizon:
-        return RecedingHorizon(policy, robots, planner)
-
-    return control
 
 
 def main() -> None:
@@ -61,7 +52,7 @@ def main() -> None:
     ways: dict[str, tuple[DiffusionPolicy, Control]] = {
         "samples": (policy, RecedingHorizon),
         "z = 0": (policy.using(temperature=0.0), RecedingHorizon),
-        f"mean of {arguments.mean} samples": (policy, planned(averaged(arguments.mean))),
+        f"mean of {arguments.mean} samples": (policy, partial(RecedingHorizon, planner=averaged(arguments.mean))),
     }
     rows: list[dict[str, Any]] = []
     print("| plans | success | 95 % | collisions | entropy of ways |\n|---|---:|---|---:|---:|")

@@ -152,9 +152,9 @@ def against(result: dict[str, Any], plain: dict[str, Any]) -> dict[str, Any]:
 
 def compared(results: list[dict[str, Any]]) -> dict[str, Any]:
     """The newest row, beside plain switching with its delay and sampler where that is another row."""
-    newest, alike = results[-1], ("delay", "sampler")
-    plain = [result for result in results[:-1] if result["controller"] == PLAIN]
-    same = [result for result in plain if all(result[name] == newest[name] for name in alike)]
+    newest, alike = results[-1], ("controller", "delay", "sampler")
+    plain = newest | {"controller": PLAIN}
+    same = [result for result in results[:-1] if all(result[name] == plain[name] for name in alike)]
     return newest | {"against_plain": against(newest, same[0])} if same else newest
 
 

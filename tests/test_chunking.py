@@ -318,14 +318,15 @@ def test_the_benchmark_sets_every_row_beside_plain_switching(monkeypatch):
 
     plain = row(realtime.PLAIN, 2, [1, 1, 1, 1, 0, 0, 0, 0], 2.0)
     guided = row("chunking, vjp", 2, [1, 1, 1, 0, 1, 1, 1, 0], 1.5)
-    others = row(realtime.PLAIN, 0, [0] * 8, 1.0), row(realtime.PLAIN, 2, [0] * 8, 1.0, "DDPM")
-    got = realtime.compared([*others, plain, guided])
+    others = row(realtime.PLAIN, 0, [0] * 8, 1.0), row("ensemble", 2, [0] * 8, 1.0)
+    noisy = row(realtime.PLAIN, 2, [0] * 8, 1.0, "DDPM")
+    got = realtime.compared([others[0], noisy, plain, others[1], guided])
     beside = got["against_plain"]
     assert beside == {"success": rate_difference(guided["won"], plain["won"]), "jump": 0.75, "seam": 0.75}
     assert beside["success"].value == 0.25
     assert "| +25.0% | " in realtime.line(got)
     assert realtime.line(got).endswith(" | 0.75 | 0.75 |")
-    for alone in ([plain], [others[0], guided], [others[1], guided]):
+    for alone in ([plain], [others[0], guided], [others[1], guided], [noisy, guided]):
         assert "against_plain" not in realtime.compared(alone)
         assert realtime.line(alone[-1]).count("|") == realtime.HEAD.splitlines()[0].count("|")
     without = realtime.compared([plain | {"seam": None, "jump": Interval(0.0, 0.0, 0.0)}, guided])

@@ -104,8 +104,8 @@ def hub(monkeypatch, tmp_path):
     for name, value in {"ENDPOINT": address, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": False}.items():
         monkeypatch.setattr(constants, name, value)
     # The download has a name of its own for it, which is older than this test wherever another imported the module.
+    template = address + "/{repo_id}/resolve/{revision}/{filename}"
     for module in (constants, importlib.import_module("huggingface_hub.file_download")):
-        template = address + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
     monkeypatch.setenv("HF_TOKEN", "hf_none")
     thread = threading.Thread(target=server.serve_forever)

@@ -366,6 +366,30 @@ def test_actions_are_those_of_now():
     assert step.age == pytest.approx(0.2)
 
 
+def test_a_server_of_poise_is_told_what_was_done():
+    script = Script(execute=3, history=1, server="poise")
+    robot = script.robot(limits=ActionLimits((0.0,), (13.0,)))
+    [script.step(robot) for _ in range(2)]
+    script.answer(10, 20)
+    sent = [script.step(robot) for _ in range(3)]  # in the second of them it asks again
+    script.now += 0.2  # two steps that nobody called for
+    sent.append(script.step(robot))
+    script.answer(50, 20)
+    sent += [script.step(robot) for _ in range(2)]  # asks in the first
+    assert actions(sent) == [12, 13, 13, 13, 13, 13]
+    first, second, third = (message.get("executed") for message in script.asked)
+    assert first is None
+    assert second.tolist() == [[12]]
+    np.testing.assert_array_equal(third, [[13], [13], [np.nan], [np.nan], [13]])
+    other = Script(execute=1, history=1)
+    robot = other.robot()
+    other.step(robot)
+    other.answer(10)
+    [other.step(robot) for _ in range(3)]
+    assert len(other.asked) == 2
+    assert "executed" not in other.asked[1]
+
+
 def test_a_robot_holds_and_stops_and_goes_on_after_a_reset():
     stops = []
     script = Script(execute=100, history=1)

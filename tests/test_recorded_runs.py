@@ -77,6 +77,23 @@ def test_a_record_holds_what_was_seen_and_sent(tmp_path):
     assert begin < min(numbers(record, "time")) <= max(numbers(record, "time")) < time.time()
 
 
+def test_a_record_holds_what_the_robot_did(tmp_path):
+    policy = echo()
+    with Recording(tmp_path / "run", policy.spec) as recording, running(policy, observers=[recording]) as server:
+        peer = Peer(server)
+        peer.ask(1.0)
+        peer.ask(2.0, executed=np.array([[1, 2], [np.nan, np.nan], [3, 4]]))
+        peer.ask(3.0, executed=np.zeros((0, 2)))
+    record, planned = read(tmp_path / "run"), policy.spec.planned
+    done, moved = record.features["serving.executed"], record.features["serving.moved"]
+    assert numbers(record, "executed") == [0, 3, 0]
+    np.testing.assert_array_equal(done[1, planned - 3 :], [[1, 2], [0, 0], [3, 4]])
+    assert moved[1, planned - 3 :].tolist() == [True, False, True]
+    assert not done[1, : planned - 3].any()
+    assert not moved[1, : planned - 3].any()
+    assert not moved[[0, 2]].any()
+
+
 def test_optional_features_are_zeros_where_they_are_not_given(tmp_path):
     policy = echo(observations={"y": (2,)}, optional={"y": 0.1})
     plans = policy.trace

@@ -23,7 +23,7 @@ from poise.policies import RecedingHorizon
 from poise.serving import Limits, Planner
 from poise.serving.limits import Pace, Places, authorised, check_exposure, read_key
 from poise.serving.metrics import BUCKETS, Latencies
-from poise.serving.sessions import Request, joined
+from poise.serving.sessions import Request, executed, joined
 from poise.wire import pack
 
 KEY = "a key of sixteen"
@@ -209,6 +209,9 @@ BAD = {
     "robot": ({"x": np.zeros(1), "env_id": [1]}, "got env_id"),
     "long name": ({"x": np.zeros(1), "request_id": "a" * 65}, "got request_id"),
     "age": ({"x": np.zeros(1), "age": 1.5}, "got age '1.5'"),
+    "executed": ({"x": np.zeros(1), "executed": np.zeros((2, 3))}, "executed of shape .2, 3., expected .steps, 2."),
+    "too much executed": ({"x": np.zeros(1), "executed": np.zeros((99, 2))}, "of up to 6 control steps"),
+    "executed words": ({"x": np.zeros(1), "executed": ["stood", "moved"]}, "got feature 'executed' of <U5"),
     "negative age": ({"x": np.zeros(1), "age": -1}, "of age -1, expected 0 to 5"),
     "failed": ({"x": np.array([13.0]), "camera": np.zeros((2, 2, 3), np.uint8)}, "^13 cannot be planned for$"),
     "broken": ({"x": np.array([14.0]), "camera": np.zeros((2, 2, 3), np.uint8)}, "^the server failed to plan"),
@@ -538,3 +541,10 @@ def test_superseded_requests_keep_the_history_and_the_reset():
     assert joined([first], second, 2) == [first, second]
     assert joined([first, second], third, 2) == [Request([], 2, reset=True), third]
     assert joined([second, third], first, 2) == [first]
+
+
+def test_what_superseded_requests_told_was_done_is_not_lost():
+    told = [Request([], executed=np.full((count, 2), count, np.float32)) for count in (1, 2)]
+    assert executed([told[0], Request([]), told[1]], 6)[:, 0].tolist() == [1, 2, 2]
+    assert executed(told, 2)[:, 0].tolist() == [2, 2]
+    assert executed([Request([])], 6) is None

@@ -29,7 +29,7 @@ from poise.limits import ActionLimits, Guard
 from poise.watchdog import Hold, repeated
 
 _ONE = np.ones(1, bool)
-_PROTOCOL = {"age", "request_id", "reset"}  # what an observation may not be called
+_PROTOCOL = {"age", "executed", "request_id", "reset"}  # what an observation may not be called
 _log = logging.getLogger("poise.client")
 
 
@@ -126,6 +126,7 @@ class Robot:
         self._held: float | None = None
         self._stepped: float | None = None
         self._trouble = ""
+        self._done: deque[NDArray[Any] | None] = deque(maxlen=0)  # since the last request; None for a hold
 
     def step(self, observation: Mapping[str, Any], age: float = 0.0) -> Step:
         """One control step; never waits, and raises nothing: whatever is wrong is logged, and ends in a hold.
@@ -153,7 +154,9 @@ class Robot:
         if self._held is not None:
             _log.warning("moving again after %.3f s of holding", now - self._held)
         self._held, self._acted = None, True
-        return Step(self._within(plan.actions[index]), age, plan.actions[index])
+        action = self._within(plan.actions[index])
+        self._done.append(action)
+        return Step(action, age, plan.actions[index])
 
     def _within(self, action: NDArray[Any]) -> NDArray[Any]:
         """What is sent of an action."""
@@ -171,7 +174,8 @@ class Robot:
             self._stand(missed)
 
     def _stand(self, steps: int) -> None:
-        """Let the limits know of steps without an action; after three they remember nothing else."""
+        """Take note of steps without an action, and let the limits know; after three they remember nothing else."""
+        self._done.extend([None] * min(steps, self._done.maxlen or 0))
         if self._guard is not None and self._guard.begun.all():
             for _ in range(min(steps, 3)):
                 self._guard.hold(_ONE)
@@ -217,6 +221,8 @@ class Robot:
     def _take(self, actions: NDArray[Any], taken: float) -> None:
         """Go on along a plan, within limits."""
         self._limit(actions.shape[1])
+        alike = self._plan is not None and self._plan.actions.shape == actions.shape
+        self._done = self._done if alike else deque(maxlen=len(actions))
         self._plan, self._trouble = _Plan(actions, taken), ""
 
     def _limit(self, dimensions: int) -> None:
@@ -245,9 +251,18 @@ class Robot:
         every = min(metadata.get("execute", 2**31), max(1, int(self._max_age * self._rate / 2)))
         if self._plan is None or (taken - self._plan.taken) * self._rate > every - 0.5:
             try:
-                self._pending = self._client.ask(self._window(metadata.get("observations", {}))), taken
+                told = self._told() if metadata.get("server") == "poise" else {}
+                self._pending = self._client.ask(self._window(metadata.get("observations", {})) | told), taken
+                self._done.clear()
             except (TypeError, ValueError, ConnectionError) as error:
                 self._tell(str(error))
+
+    def _told(self) -> dict[str, Any]:
+        """What was done since the last request, for the record of a server of poise."""
+        if self._plan is None or not self._done:
+            return {}
+        hold = np.full(self._plan.actions.shape[1], np.nan, np.float32)
+        return {"executed": np.stack([hold if action is None else action for action in self._done])}
 
     def _tell(self, trouble: str) -> None:
         """Log what is wrong, once until it changes or a plan comes."""

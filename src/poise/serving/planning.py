@@ -15,7 +15,7 @@ from torch import Tensor
 
 from poise.policies import Policy, Safety, limited
 from poise.serving.batching import KINDS, Job, Planned, RejectedError
-from poise.serving.sessions import Name, Request, Session, Turn
+from poise.serving.sessions import Name, Request, Session, Turn, executed
 from poise.typing import Noise
 
 Filter = Callable[[NDArray[np.float32]], NDArray[np.float32]]
@@ -156,7 +156,8 @@ class Planner:
             if isinstance(planned, Exception):
                 continue
             reset = any(request.reset for request in job.requests)
-            served = Served(job.client, replace(job.requests[-1], reset=reset), planned)
+            done = executed(job.requests, self.policy.spec.planned)
+            served = Served(job.client, replace(job.requests[-1], reset=reset, executed=done), planned)
             for observer in self._observers:
                 try:
                     observer(served)

@@ -24,7 +24,7 @@ PREFIX = "serving."
 _MOST = 256 * 2**20  # bytes in memory
 _SECONDS = 5.0  # until a row is on the disk
 _TIMES = "time", "infer_ms", "queue_ms"
-_NUMBERS = "batch", "age", "changed", *KINDS, "client", "episode", "plan", "seed"
+_NUMBERS = "batch", "age", "changed", *KINDS, "client", "episode", "plan", "seed", "executed"
 _log = logging.getLogger("poise.serving")
 
 
@@ -34,7 +34,9 @@ class Recording:
     A row is one plan. Its features are what the policy saw, `(history, ...)` each, and `action`, the action of the plan
     for the moment that the observation came, whether or not the robot executed it. Features that are optional are zeros
     where they were not given, as the flags `serving.given` say. Further ones are `serving.actions`
-    `(planned, action)`, the plan as it was sent, and
+    `(planned, action)`, the plan as it was sent; `serving.executed`, of the same shape, and `serving.moved`,
+    `(planned,)`: what the robot says it did in the control steps before this observation, the newest last, and in which
+    of them it did not hold; and
 
     | feature | dimension | what |
     |---|---|---|
@@ -48,6 +50,7 @@ class Recording:
     | | `client` | number of the connection |
     | | `episode`, `plan` | number among the robot's episodes, and among the plans of the episode |
     | | `seed` | of the noise of the episode |
+    | | `executed` | control steps, the last rows of `serving.executed`, that the robot told; 0 if it tells none |
 
     They are few, since each is a file that is waited for.
 
@@ -116,13 +119,20 @@ class Recording:
         planned, age = served.planned, served.request.age
         actions = np.where(np.isfinite(planned.actions), planned.actions, 0.0)
         kinds = [planned.interventions[kind] for kind in KINDS]
+        told = served.request.executed
+        done = np.full_like(actions, np.nan)
+        count = 0 if told is None else len(told)
+        if told is not None and count:
+            done[-count:] = told
         rows: dict[str, Any] = {
             **{name: planned.seen[name][0].numpy(force=True) for name in planned.seen},
             f"{PREFIX}given": [name in planned.seen for name in self._spec.optional],
             "action": actions[age],
             f"{PREFIX}actions": actions,
+            f"{PREFIX}executed": np.where(np.isfinite(done), done, 0.0),
+            f"{PREFIX}moved": np.isfinite(done).all(1),
             f"{PREFIX}times": (time.time(), 1e3 * planned.seconds, 1e3 * planned.waited),
-            f"{PREFIX}numbers": (planned.batch, age, planned.changed, *kinds, served.client, *planned.turn),
+            f"{PREFIX}numbers": (planned.batch, age, planned.changed, *kinds, served.client, *planned.turn, count),
         }
         return {
             name: np.asarray(rows[name], look.dtype) if name in rows else np.zeros(look.shape, look.dtype)
@@ -188,7 +198,8 @@ def features(spec: PolicySpec) -> dict[str, Feature]:
     return {
         **seen,
         "action": Feature(number, (spec.action,)),
-        f"{PREFIX}actions": Feature(number, (spec.planned, spec.action)),
+        **{f"{PREFIX}{name}": Feature(number, (spec.planned, spec.action)) for name in ("actions", "executed")},
+        f"{PREFIX}moved": Feature(own["given"], (spec.planned,)),
         **{name: Feature(own[name.removeprefix(PREFIX)], (len(of),)) for name, of in _names(spec).items()},
     }
 

@@ -32,6 +32,8 @@ class Request:
         robot: `env_id`, of which robot of the connection it tells.
         reset: Whether an episode begins with it.
         age: Control steps since it was taken.
+        executed: `(steps, action)`, what the robot did since its last request, the newest last, NaN where it held;
+            None where it does not tell.
     """
 
     rows: Sequence[Mapping[str, NDArray[Any]]]
@@ -39,9 +41,10 @@ class Request:
     robot: Name = None
     reset: bool = False
     age: int = 0
+    executed: NDArray[np.float32] | None = None
 
 
-KEYS = "request_id", "env_id", "reset", "age"
+KEYS = "request_id", "env_id", "reset", "age", "executed"
 """Keys of a message beside the features of the policy; all of them may be left out."""
 
 
@@ -57,7 +60,7 @@ def request_of(message: Any, spec: PolicySpec) -> Request:
     """
     if not isinstance(message, dict):
         raise ValueError(f"got a message that is a {type(message).__name__}, expected a map of an observation")
-    name, robot, reset, age = (message.get(key) for key in KEYS)
+    name, robot, reset, age, executed = (message.get(key) for key in KEYS)
     for key, value in (("request_id", name), ("env_id", robot)):
         if not isinstance(value, int | np.integer | str | None) or len(str(value)) > _LONGEST:
             raise ValueError(f"got {key} {str(value)[:40]!r}, expected a number or a text of up to {_LONGEST} letters")
@@ -65,7 +68,18 @@ def request_of(message: Any, spec: PolicySpec) -> Request:
         raise ValueError(f"got reset {str(reset)[:40]!r}, expected true or false")
     if not isinstance(age, int | np.integer | None) or isinstance(age, bool):
         raise ValueError(f"got age {str(age)[:40]!r}, expected whole control steps")
-    return Request(_rows(message, spec), name, robot, bool(reset), int(age or 0))
+    done = None if executed is None else _executed(executed, spec)
+    return Request(_rows(message, spec), name, robot, bool(reset), int(age or 0), done)
+
+
+def _executed(value: Any, spec: PolicySpec) -> NDArray[np.float32]:
+    array = _array("executed", value, spec)
+    if array.ndim != 2 or len(array) > spec.planned or array.shape[1] != spec.action:
+        raise ValueError(
+            f"got executed of shape {array.shape}, expected (steps, {spec.action}) of up to {spec.planned} "
+            "control steps"
+        )
+    return array
 
 
 def _rows(message: Mapping[str, Any], spec: PolicySpec) -> list[dict[str, NDArray[Any]]]:
@@ -122,14 +136,21 @@ def joined(earlier: Sequence[Request], new: Request, most: int) -> list[Request]
     return kept
 
 
+def executed(requests: Sequence[Request], most: int) -> NDArray[np.float32] | None:
+    """What a robot did since the request before these, at most the last so many control steps."""
+    told = [request.executed for request in requests if request.executed is not None]
+    return np.concatenate(told)[-most:] if told else None
+
+
 def robot_bytes(spec: PolicySpec) -> int:
     """The most bytes that a server holds of one robot.
 
-    They are its history; what waits to be planned for, up to `history` requests of as many control steps; and up to
-    three replies on their way, each as a plan, as a message, and where the connection buffers it.
+    They are its history; what waits to be planned for, up to `history` requests of as many control steps, each with
+    what the robot did; and up to three replies on their way, each as a plan, as a message, and where the connection
+    buffers it.
     """
     row = sum(_ROW + math.prod(n) * (1 if name in spec.cameras else 4) for name, n in spec.observations.items())
-    return _ROBOT + spec.history * (1 + spec.history) * row + 3 * 3 * 4 * spec.planned * spec.action
+    return _ROBOT + spec.history * (1 + spec.history) * row + (spec.history + 3 * 3) * 4 * spec.planned * spec.action
 
 
 class Turn(NamedTuple):
@@ -198,4 +219,4 @@ class Session:
         return turn
 
 
-__all__ = ["KEYS", "Name", "Request", "Session", "Turn", "joined", "request_of", "robot_bytes"]
+__all__ = ["KEYS", "Name", "Request", "Session", "Turn", "executed", "joined", "request_of", "robot_bytes"]

@@ -4,11 +4,11 @@ import asyncio
 
 import numpy as np
 import pytest
+import torch
 from served import diffusion, echo
 
-from poise.cli import serve as module
-from poise.cli.running import Sampling
-from poise.cli.serve import Machine
+from poise.cli import running as module
+from poise.cli.running import Machine, Sampling
 from poise.serving import Planner
 from poise.serving.batching import Job, Planned
 from poise.serving.sessions import Request
@@ -60,15 +60,23 @@ def test_every_size_is_warmed_up():
     assert [len(batch) for batch in policy.batches] == [1, 2]
 
 
-def test_the_command_compiles_for_powers_of_two(monkeypatch):
+def test_commands_compile_for_powers_of_two(monkeypatch):
     asked, policy = [], diffusion()
-    monkeypatch.setattr(module, "compiled", lambda policy, sizes: asked.append(sizes) or policy)
+    monkeypatch.setattr(module, "compiled", lambda policy, sizes, weights: asked.append((sizes, weights)) or policy)
     assert Machine().take(policy, Sampling()) is policy
     for most, sizes in ((1, (1,)), (4, (1, 2, 4)), (5, (1, 2, 4, 8))):
         machine = Machine(compile=most)
         machine.take(policy, Sampling(evaluations=3))
-        assert asked.pop() == machine.sizes() == sizes
+        assert asked.pop() == (machine.sizes(), torch.float32) == (sizes, torch.float32)
     assert not asked
+    monkeypatch.setattr(module, "has_bfloat16", lambda device: True)
+    Machine(compile=1, bfloat16=True).take(policy, Sampling())
+    assert asked.pop() == ((1,), torch.bfloat16)
+    monkeypatch.setattr(module, "has_bfloat16", lambda device: False)
+    with pytest.raises(ValueError, match="got --bfloat16 for a cpu without instructions for it: leave it out"):
+        Machine(compile=1, bfloat16=True).take(policy, Sampling())
+    with pytest.raises(ValueError, match="got --bfloat16 without --compile, expected both"):
+        Machine(bfloat16=True).take(policy, Sampling())
     with pytest.raises(ValueError, match="got --compile 0, expected the robots of the largest batch, 1 or more"):
         Machine(compile=0).take(policy, Sampling())
     with pytest.raises(ValueError, match="got --compile for a Echo, expected a DiffusionPolicy: leave it out"):

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from poise.cli.engines import Engine, Pinned, Workers
 from poise.cli.machine import machine
-from poise.cli.running import Hardware, Sampling
+from poise.cli.running import Machine, Sampling
 from poise.data.video import write_video
 from poise.evaluation import Episode, Task, film, latency, rollout, summary
 from poise.evaluation.plots import rewards_figure, success_figure
@@ -70,7 +70,7 @@ class Chunk:
     Attributes:
         checkpoint: File of the policy.
         sampling: How plans are sampled.
-        hardware: What runs the policy.
+        running: What runs the policy.
         recipe: Recipe file, if there is one.
         environment: Otherwise an id.
         seeds: Of the episodes.
@@ -78,7 +78,7 @@ class Chunk:
 
     checkpoint: Pinned
     sampling: Sampling
-    hardware: Hardware
+    running: Machine
     recipe: Pinned | None
     environment: str | None
     seeds: range
@@ -86,7 +86,7 @@ class Chunk:
     def run(self) -> list[Episode]:
         """The episodes, as this process runs them."""
         task = task_of(load_recipe(self.recipe.checked()) if self.recipe else None, self.environment)
-        policy = self.sampling.of(self.hardware.take(load(self.checkpoint.checked())))
+        policy = self.running.take(load(self.checkpoint.checked()), self.sampling)
         return list(rollout(policy, task, self.seeds))
 
 
@@ -95,7 +95,7 @@ def evaluate(
     trial: Annotated[Trial, tyro.conf.arg(name="")] = Trial(),  # noqa: B008 (frozen)
     sampling: Annotated[Sampling, tyro.conf.arg(name="")] = Sampling(),  # noqa: B008 (frozen)
     output: Annotated[Output, tyro.conf.arg(name="")] = Output(),  # noqa: B008 (frozen)
-    hardware: Annotated[Hardware, tyro.conf.arg(name="")] = Hardware(),  # noqa: B008 (frozen)
+    running: Annotated[Machine, tyro.conf.arg(name="")] = Machine(),  # noqa: B008 (frozen)
     workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers(),  # noqa: B008 (frozen)
     chunk: int = 25,
 ) -> None:
@@ -110,15 +110,15 @@ def evaluate(
         trial: What the policy is tried on.
         sampling: How plans are sampled.
         output: What is written.
-        hardware: What runs the policy.
+        running: What runs the policy.
         workers: Where episodes run; without --jobs and --engine, in this process.
         chunk: Episodes that another process gets at once; an option of --jobs and --engine.
     """
     task = task_of(load_recipe(trial.recipe) if trial.recipe else None, trial.environment)
-    policy = sampling.of(hardware.take(load(checkpoint)))
+    policy = running.take(load(checkpoint), sampling)
     begin, ran = time.perf_counter(), rollout(policy, task, trial.seeds)
     if workers.apart:
-        chunks = list(_chunks(checkpoint, trial, sampling, hardware, chunk))
+        chunks, hardware = list(_chunks(checkpoint, trial, sampling, running, chunk)), running.hardware
         ran = _apart(workers.start(hardware.threads or 1, int(hardware.device.startswith("cuda"))), chunks)
     bar = tqdm(ran, total=trial.episodes, desc="episodes")
     ran = sorted(bar, key=lambda episode: episode.seed)
@@ -134,15 +134,16 @@ def evaluate(
         _page(output.html, results, ran, output.video)
 
 
-def _chunks(checkpoint: Path, trial: Trial, sampling: Sampling, hardware: Hardware, size: int) -> Iterator[Chunk]:
+def _chunks(checkpoint: Path, trial: Trial, sampling: Sampling, running: Machine, size: int) -> Iterator[Chunk]:
     if size < 1:
         raise ValueError(f"got --chunk {size}, expected at least 1 episode")
     weights = Pinned.of(checkpoint / FILE if checkpoint.is_dir() else checkpoint)
     recipe = Pinned.of(trial.recipe) if trial.recipe else None
-    hardware = replace(hardware, threads=hardware.threads or 1)
+    hardware = running.hardware
+    running = replace(running, hardware=replace(hardware, threads=hardware.threads or 1))
     for first in range(0, trial.episodes, size):
         seeds = trial.seeds[first : first + size]
-        yield Chunk(weights, sampling, hardware, recipe, trial.environment, seeds)
+        yield Chunk(weights, sampling, running, recipe, trial.environment, seeds)
 
 
 def _apart(engine: Engine, chunks: Sequence[Chunk]) -> Iterator[Episode]:

@@ -13,8 +13,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from poise.cli.running import Hardware, Sampling
-from poise.policies import DiffusionPolicy, Policy, Safety, compiled, load_checkpoint
+from poise.cli.running import Machine, Sampling
+from poise.policies import Safety, load_checkpoint
 from poise.serving import Dashboard, Limits, Observer, Planner, Recording, Server, read_key, run
 
 
@@ -67,43 +67,6 @@ class Watch:
 
     record: Path | None = None
     dashboard: bool = False
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What runs the policy, and how fast.
-
-    Attributes:
-        hardware: What runs it.
-        compile: Compile it for batches of 1, 2, 4 and so on up to this many robots, which on a CPU takes a minute or
-            more each before clients may come; larger batches are planned as without (see `poise.compiled`).
-    """
-
-    hardware: Annotated[Hardware, tyro.conf.arg(name="")] = Hardware()  # noqa: RUF009 (frozen)
-    compile: int | None = None
-
-    def sizes(self) -> tuple[int, ...]:
-        """The batches that it is compiled for.
-
-        Raises:
-            ValueError: A batch of nobody.
-        """
-        if self.compile is not None and self.compile < 1:
-            raise ValueError(f"got --compile {self.compile}, expected the robots of the largest batch, 1 or more")
-        return () if self.compile is None else tuple(1 << k for k in range((self.compile - 1).bit_length() + 1))
-
-    def take(self, policy: Policy, sampling: Sampling) -> Policy:
-        """The policy on the device, as it samples, and compiled where that is asked for.
-
-        Raises:
-            ValueError: A batch of nobody, or a policy that cannot be compiled.
-        """
-        sizes, policy = self.sizes(), sampling.of(self.hardware.take(policy))
-        if not sizes:
-            return policy
-        if not isinstance(policy, DiffusionPolicy):
-            raise ValueError(f"got --compile for a {type(policy).__name__}, expected a DiffusionPolicy: leave it out")
-        return compiled(policy, sizes)
 
 
 def serve(
@@ -165,4 +128,4 @@ def _limiting(notes: Mapping[str, Any]) -> Safety:
         raise ValueError(f"{error}. Or serve without limits: --no-safety") from error
 
 
-__all__ = ["Listen", "Machine", "Watch", "serve"]
+__all__ = ["Listen", "Watch", "serve"]

@@ -22,7 +22,7 @@ from poise.cli.evaluate import Output, Trial, evaluate, write_json
 from poise.cli.fields import fields, nearest
 from poise.cli.machine import machine
 from poise.cli.resumable import figures, keep, logged, run_missing, stamp
-from poise.cli.running import Hardware
+from poise.cli.running import Hardware, Machine
 from poise.cli.train import parse_run, train_recipe
 from poise.evaluation import wilson
 from poise.evaluation.influence import influences
@@ -182,7 +182,7 @@ def _run(cell: Cell) -> None:
     with logged(cell.folder):
         train_recipe([*cell.train, "--overwrite"])
         trial = Trial(recipe, episodes=cell.episodes, seed=cell.seed)
-        evaluate(cell.folder, trial, output=Output(json=file), hardware=Hardware(threads=1))
+        evaluate(cell.folder, trial, output=Output(json=file), running=Machine(Hardware(threads=1)))
     (found,) = json.loads(file.read_text())["policies"].values()
     keep(cell, found, setting=cell.setting)
 

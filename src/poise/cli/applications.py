@@ -17,10 +17,12 @@ from poise.cli.engines import Pinned, Workers
 from poise.cli.evaluate import write_json
 from poise.cli.machine import machine
 from poise.cli.resumable import figures, run_missing
+from poise.cli.studies import Findings, Studies
 from poise.cli.suite import Case, Effort, run
 from poise.data import write
 from poise.evaluation.applications_page import notes, overview, write_applications
 from poise.evaluation.report import markdown
+from poise.evaluation.studies_page import sections
 
 _SMOKE_DEMONSTRATIONS = 12
 
@@ -32,12 +34,14 @@ def applications_suite(
     out: Path = Path("out/applications"),
     effort: Annotated[Effort, tyro.conf.arg(name="")] = Effort(),  # noqa: B008 (frozen)
     workers: Annotated[Workers, tyro.conf.arg(name="")] = Workers(),  # noqa: B008 (frozen)
+    studies: Annotated[Studies, tyro.conf.arg(name="")] = Studies(),  # noqa: B008 (frozen)
 ) -> None:
     """Run applications: collect demonstrations, train diffusion and regression, try both in closed loop, write a page.
 
         poise applications --list
         poise applications navigate --minutes 5
         poise applications --minutes 15 --jobs 2
+        poise applications navigate pick-place --studies     # how many demonstrations it takes, and what disturbs
 
     Demonstrations that poise collect has written are used as they are. Interrupted, the same command goes on: what is
     finished is run again only if its settings or demonstrations have changed. A task whose extra is not installed, or
@@ -47,9 +51,10 @@ def applications_suite(
         names: Of the applications; without them all.
         list: Print the names and what they are, and end.
         smoke: Do everything with tiny settings, in seconds a task, in the folder smoke of --out: no policy gets good.
-        out: Where report.html, results.json and results.md are written, and a folder a task.
+        out: Where report.html, results.json and results.md are written, pictures of studies, and a folder a task.
         effort: How long policies learn, and what they are tried on.
         workers: Where tasks run; expert and training have --threads each.
+        studies: What is asked beside.
     """
     chosen = [find(name) for name in names] or [*applications().values()]
     if list:
@@ -59,7 +64,22 @@ def applications_suite(
         return
     if smoke:
         out, effort = out / "smoke", replace(effort, steps=5, batch=32, episodes=2, pictures=8)
-    begin, cases, missing, failures = time.perf_counter(), [], {}, {}
+    begin, (cases, missing, failures) = time.perf_counter(), _cases(chosen, out, smoke, effort, workers)
+    engine = workers.start(effort.threads)
+    failures |= run_missing(engine, run, cases)
+    found, failed = studies.run(engine, [case for case in cases if case.name not in failures])
+    failures |= failed
+    _written(out, cases, {**missing, **failures}, found, time.perf_counter() - begin)
+    if failures:
+        print(f"poise: failed: {', '.join(failures)}; logs are under {out}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _cases(
+    chosen: Sequence[Application], out: Path, smoke: bool, effort: Effort, workers: Workers
+) -> tuple[list[Case], dict[str, str], dict[str, str]]:
+    """What can be run, with its demonstrations; why the others are skipped; and the errors of those that failed."""
+    cases, missing, failures = list[Case](), dict[str, str](), dict[str, str]()
     for application in chosen:
         if (why := _absent(application)) is not None:
             missing[application.name] = f"skipped, for {why}"
@@ -69,11 +89,7 @@ def applications_suite(
             cases.append(Case(application.name, data, out / application.name, effort))
         except (ValueError, OSError) as error:
             failures[application.name] = str(error)
-    failures |= run_missing(workers.start(effort.threads), run, cases)
-    _written(out, cases, {**missing, **failures}, time.perf_counter() - begin)
-    if failures:
-        print(f"poise: {len(failures)} of {len(chosen)} tasks failed; their logs are under {out}", file=sys.stderr)
-        sys.exit(1)
+    return cases, missing, failures
 
 
 def _absent(application: Application) -> str | None:
@@ -98,17 +114,29 @@ def _data(application: Application, folder: Path | None, workers: Workers) -> Pi
     return Pinned.of(file)
 
 
-def _written(out: Path, cases: Sequence[Case], missing: dict[str, str], seconds: float) -> None:
+def _written(
+    out: Path,
+    cases: Sequence[Case],
+    missing: dict[str, str],
+    studies: Findings,
+    seconds: float,
+) -> None:
     """Table, results and page of what is finished."""
     rows = [found for case in cases if (found := figures(case)) is not None]
+    asked = [*sections(**studies)]
     lines = [*markdown(overview(rows)), "", *notes(rows), *(f"{name}: {why}" for name, why in missing.items())]
+    for section in asked:
+        lines += ["", section.title, "", *(markdown(section.table) if section.table else ())]
     print("\n" + "\n".join(lines))
     write_json(
-        out / "results.json", {"applications": rows, "missing": missing, "seconds": seconds, "machine": machine()}
+        out / "results.json",
+        {"applications": rows, "missing": missing, "studies": studies, "seconds": seconds, "machine": machine()},
     )
     (out / "results.md").write_text("\n".join(lines) + "\n")
     folders = {case.name: case.folder for case in cases}
-    write_applications(out / "report.html", rows, folders, missing, machine())
+    for number, figure in enumerate((figure for section in asked for figure in section.figures), 1):
+        figure.savefig(out / f"study-{number}.png", dpi=150)
+    write_applications(out / "report.html", rows, folders, missing, machine(), asked)
     print(f"wrote {out / 'report.html'}")
 
 

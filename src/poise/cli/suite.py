@@ -116,7 +116,7 @@ def run(case: Case) -> None:
         figures: dict[str, dict[str, Any]] = {}
         episodes: dict[str, list[Episode]] = {}
         for name in POLICIES:
-            policy, minutes = _trained(name, recipe, case)
+            policy, minutes = trained(name, recipe, case)
             ran = rollout(policy, application.task, case.effort.seeds)
             episodes[name] = sorted(ran, key=lambda episode: episode.seed)
             measured = summary(episodes[name], latency(policy), reference)
@@ -135,8 +135,8 @@ def run(case: Case) -> None:
         keep(case, found)
 
 
-def _trained(name: str, recipe: Recipe, case: Case) -> tuple[Policy, float]:
-    """The policy, and the minutes that it took."""
+def trained(name: str, recipe: Recipe, case: Case) -> tuple[Policy, float]:
+    """The policy of a name among `POLICIES`, saved in the folder of the case, and the minutes that it took."""
     begin, out = time.perf_counter(), case.folder / name
     notes = {"application": case.name, "data": str(case.data.path), "machine": machine(), "training": recipe.training}
     job = Job(POLICIES[name], recipe.policy, recipe.training, out, to_plain(notes))
@@ -204,4 +204,4 @@ def _cut(
         yield frame
 
 
-__all__ = ["POLICIES", "Case", "Effort", "filmed", "run"]
+__all__ = ["POLICIES", "Case", "Effort", "filmed", "run", "trained"]

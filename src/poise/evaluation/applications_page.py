@@ -21,7 +21,12 @@ Row = Mapping[str, Any]
 
 
 def write_applications(
-    path: Path, rows: Sequence[Row], folders: Mapping[str, Path], missing: Mapping[str, str], footer: str
+    path: Path,
+    rows: Sequence[Row],
+    folders: Mapping[str, Path],
+    missing: Mapping[str, str],
+    footer: str,
+    studies: Sequence[Section] = (),
 ) -> None:
     """Write the page.
 
@@ -34,9 +39,11 @@ def write_applications(
         folders: Name -> where its film and its strip of pictures are.
         missing: Name -> why there are no results.
         footer: Small print.
+        studies: Sections below the tasks.
     """
     sections = [Section("All tasks", _TABLE, table=overview(rows))] if rows else []
     sections += [_section(row, folders[row["name"]]) for row in rows]
+    sections += studies
     if missing:
         sections.append(Section("Not run", "\n\n".join(f"{name}: {reason}" for name, reason in missing.items())))
     write_report(path, "Applications", _lead(rows), sections, footer)

@@ -7,6 +7,7 @@ import pytest
 from gymnasium.error import ResetNeeded
 
 from poise.applications import Driver, find
+from poise.applications.discs import FORESEEN, NEAR, SOON, closest
 from poise.envs import Avoid, Map, Navigate, RandomMaps, routes
 from poise.envs.avoid import ARENA, bounce
 from poise.envs.experts.avoid import PotentialField
@@ -203,3 +204,19 @@ def test_the_expert_foresees_what_the_potential_field_runs_into():
     driver = Driver(find("avoid"), 0.0)
     assert np.mean([one.success for one in driver.drive(failed)]) >= 0.75  # on the episodes that are the hardest
     driver.close()
+
+
+def test_discs_are_told_when_and_where_they_come_closest():
+    robot = {"position": np.zeros((1, 2)), "velocity": np.array([[0.5, 0.0]]), "goal": np.array([[0.0, 2.0]])}
+    offset = np.array([[[1.0, 0.3], [-1.0, 0.0], [0.9, 0.9]]])
+    motion, radius = np.array([[[0.0, 0.0], [0.0, 0.0], [0.2, -0.3]]]), np.full((1, 3, 1), 0.1)
+    found = closest(robot, offset, motion, radius, (0.4, 0.05))
+    on, straight = found[0, :, :7], found[0, :, 7:]
+    passed, behind, crossing = on
+    np.testing.assert_allclose(passed, [-0.5, 0, 2.0, 0, 0.3, 0.15, np.exp(-0.15 / NEAR - 2.0 / SOON)], atol=1e-12)
+    np.testing.assert_allclose(behind[2:6], [0.0, -1.0, 0.0, 0.85], atol=1e-12)  # it was closest before
+    np.testing.assert_allclose(crossing[2:6], [2.5, 0.15, 0.15, np.hypot(0.15, 0.15) - 0.15], atol=1e-12)  # foreseen
+    np.testing.assert_allclose(straight[0, :5], [0, -0.4, 0.75, 1.0, 0.0], atol=1e-12)
+    dense = np.linspace(0, FORESEEN, 100_001)[:, None]
+    gaps = np.linalg.norm(offset[0, 2] + dense * (motion[0, 2] - robot["velocity"][0]), axis=1) - 0.15
+    assert crossing[5] == pytest.approx(gaps.min(), abs=1e-9)

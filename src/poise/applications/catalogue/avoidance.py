@@ -3,10 +3,10 @@
 from typing import Any
 
 import numpy as np
-from numpy.linalg import norm
 from numpy.typing import NDArray
 
 from poise.applications.application import Application
+from poise.applications.discs import closest
 from poise.data import Standard
 from poise.envs.avoid import ARENA
 from poise.envs.experts.avoid import SPEED, AvoidExpert, PotentialField
@@ -14,34 +14,14 @@ from poise.evaluation import Task
 from poise.nn import MLP, DeepSets
 from poise.training import TrainingSpec
 
-FORESEEN = 2.5  # s, T
-NEAR = 0.08  # m, d_0
-SOON = 1.0  # s, t_0
-
 
 def approaching(observation: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    r"""The goal from where the robot is, and of every disc when and where it comes closest.
-
-    For a robot that goes on at `v`, and for one that goes to the goal, with `r` the offset of a disc and `w` its
-    velocity, both from the robot, in m and m/s,
-
-    $$ t = \mathrm{clip}\Big({-\frac{r \cdot w}{w \cdot w}}, 0, T\Big), \qquad m = r + w t, \qquad
-       d = |m| - \text{radii}, \qquad e^{-\max(d, 0) / d_0 - t / t_0}, $$
-
-    the time in s, the offset there, the gap and how much of a threat it is. Discs become rows of 19 numbers.
-    """
+    """The goal from where the robot is; discs as rows of 19 numbers: offset, motion, radius, and `closest`."""
+    discs = observation["obstacles"]
+    offset, motion, radius = np.split(discs, [2, 4], axis=-1)
+    found = closest(observation, offset, motion, radius, (SPEED, ARENA.robot_radius))
     ahead = observation["goal"] - observation["position"]
-    straight = SPEED * ahead / np.maximum(norm(ahead, axis=-1, keepdims=True), 0.1)
-    offset, motion, radius = np.split(observation["obstacles"], [2, 4], axis=-1)
-    found = [offset, motion, radius]
-    for velocity in (observation["velocity"], straight):
-        relative = motion - velocity[:, None]
-        squared = np.maximum((relative * relative).sum(-1, keepdims=True), 1e-4)
-        time = np.clip(-(offset * relative).sum(-1, keepdims=True) / squared, 0.0, FORESEEN)
-        miss = offset + relative * time
-        gap = norm(miss, axis=-1, keepdims=True) - radius - ARENA.robot_radius
-        found += [relative, time, miss, gap, np.exp(-np.maximum(gap, 0.0) / NEAR - time / SOON)]
-    return {**observation, "goal": ahead, "obstacles": np.concatenate(found, axis=-1)}
+    return {**observation, "goal": ahead, "obstacles": np.concatenate([discs, found], axis=-1)}
 
 
 avoid = Application(

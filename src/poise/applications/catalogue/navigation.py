@@ -3,23 +3,31 @@
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from poise.applications.application import Application
+from poise.applications.discs import closest
+from poise.data import Standard
 from poise.envs.experts.maze import MazeExpert
-from poise.envs.experts.navigate import RouteExpert
+from poise.envs.experts.navigate import SPEED, RouteExpert
+from poise.envs.maps import Map
 from poise.envs.random_maps import RandomMaps
 from poise.evaluation import Task
+from poise.nn import MLP, DeepSets
+from poise.training import TrainingSpec
 
 _MOTION = {"position": (2,), "velocity": (2,), "goal": (2,)}
 _SIDES = "below", "above"
 
 
 def around(observation: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Obstacles as they lie around the robot: (x, y) from it and radius, flat, from the leftmost disc to the last."""
-    discs = observation["obstacles"].copy()
-    discs[..., :2] -= observation["position"][:, None]
-    return {**observation, "obstacles": discs.reshape(len(discs), -1)}
+    """The goal from where the robot is; discs as rows of 17 numbers: offset, radius, and `closest`."""
+    centre, radius = np.split(observation["obstacles"], [2], axis=-1)
+    offset = centre - observation["position"][:, None]
+    found = closest(observation, offset, np.zeros_like(offset), radius, (SPEED, Map.robot_radius))
+    ahead = observation["goal"] - observation["position"]
+    return {**observation, "goal": ahead, "obstacles": np.concatenate([offset, radius, found], axis=-1)}
 
 
 def again(row: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
@@ -47,14 +55,22 @@ navigate_maps = Application(
     about="Drive past three discs that stand elsewhere in every episode, so that policies are tried on unseen maps.",
     area="navigation",
     task=Task("poise.envs:poise/Navigate-v0", {"map": RandomMaps()}, around, slots=200),
-    features={**_MOTION, "obstacles": (9,)},
+    features={**_MOTION, "obstacles": (3, 17)},
     action=2,
     rate=10.0,
     expert=RouteExpert,
     noise=0.1,
     shaken=(0, 1),
     modes={mode: ", ".join(_SIDES[mode >> disc & 1] for disc in range(3)) for mode in range(8)},
-    episodes=2000,
+    episodes=6000,
+    policy={
+        "execute": 4,
+        "history": 1,
+        "encoder": DeepSets(("obstacles",)),
+        "observation_scaling": Standard(),
+        "network": MLP(width=256, depth=3, condition=128),
+    },
+    training=TrainingSpec(steps=60_000, batch=512, bfloat16=True),
 )
 
 

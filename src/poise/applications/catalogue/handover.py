@@ -26,7 +26,8 @@ handover = Application(
     expert=HandoverExpert,
     noise=0.2,
     shaken=(0, 1, 2),
-    episodes=150,
+    episodes=600,
+    policy={"temperature": 0.5},
 )
 
 from_images = replace(
@@ -34,6 +35,7 @@ from_images = replace(
     name="handover-images",
     about="Take a cube from a partner that two cameras see, one of them at the wrist.",
     task=replace(handover.task, arguments={"cameras": _CAMERAS}),
+    episodes=150,
     features={name: _KNOWN[name] for name in _FELT} | {name: (size, size, 3) for name, size in _CAMERAS.items()},
     policy={"encoder": Joint(images=CNN(backbone=SmallCNN((16, 32, 64)), pooling=SpatialSoftmax(32), shared=False))},
 )

@@ -151,7 +151,7 @@ def test_the_suite_runs_both_studies_and_goes_on_where_it_stopped(tmp_path, caps
         assert title in page
         assert title in table
     assert len(re.findall(r"^\| navigate \| (?:none|start|noise|delay|lag|push)", table, re.MULTILINE)) == 16
-    assert {file.name for file in (tmp_path / "smoke").glob("*.png")} == {"study-1.png", "study-2.png"}
+    assert {file.name for file in (tmp_path / "smoke").glob("*.png")} == {*("strips.png", "study-1.png", "study-2.png")}
     folder = tmp_path / "smoke" / "navigate"
     notes = json.loads((folder / "fewer" / "4" / "run.json").read_text())
     assert notes["made from"]["shown"] == 4

@@ -20,7 +20,7 @@ from poise.cli.resumable import figures, run_missing
 from poise.cli.studies import Findings, Studies
 from poise.cli.suite import Case, Effort, run
 from poise.data import write
-from poise.evaluation.applications_page import notes, overview, write_applications
+from poise.evaluation.applications_page import STRIP, notes, overview, strips_figure, write_applications
 from poise.evaluation.report import markdown
 from poise.evaluation.studies_page import sections
 
@@ -51,7 +51,8 @@ def applications_suite(
         names: Of the applications; without them all.
         list: Print the names and what they are, and end.
         smoke: Do everything with tiny settings, in seconds a task, in the folder smoke of --out: no policy gets good.
-        out: Where report.html, results.json and results.md are written, pictures of studies, and a folder a task.
+        out: Where report.html, results.json and results.md are written, strips.png with a film strip of every task,
+            pictures of studies, and a folder a task.
         effort: How long policies learn, and what they are tried on.
         workers: Where tasks run; expert and training have --threads each.
         studies: What is asked beside.
@@ -134,6 +135,9 @@ def _written(
     )
     (out / "results.md").write_text("\n".join(lines) + "\n")
     folders = {case.name: case.folder for case in cases}
+    strips = {name: folder / STRIP for name, folder in folders.items() if (folder / STRIP).exists()}
+    if strips:
+        strips_figure(strips).savefig(out / "strips.png", dpi=100)
     for number, figure in enumerate((figure for section in asked for figure in section.figures), 1):
         figure.savefig(out / f"study-{number}.png", dpi=150)
     write_applications(out / "report.html", rows, folders, missing, machine(), asked)

@@ -32,7 +32,7 @@ from poise.recipe import Recipe
 POLICIES = {"diffusion": DiffusionPolicy, "regression": Regression}
 """What is compared on every task."""
 
-_TILES, _STRIP = 4, 6  # episodes of a film, pictures of a strip
+_TILES, _STRIP, _GAP = 4, 6, 6  # episodes of a film, pictures of a strip, pixels beside each of them
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,9 @@ def filmed(case: Case, policy: Policy, episodes: Sequence[Episode]) -> str | Non
         with closing(film(policy, application.task, [episode.seed for episode in chosen])) as frames:
             cut = _cut(islice(frames, most), wanted, strip, len(chosen))
             write_video(case.folder / FILM, cut, application.rate)
-        imsave(case.folder / STRIP, np.hstack(strip))
+        imsave(
+            case.folder / STRIP, np.hstack([np.pad(p, ((0, 0), (0, _GAP), (0, 0)), constant_values=255) for p in strip])
+        )
     except Exception as error:  # whatever a missing renderer or codec raises: the figures stand without pictures
         return f"There is no film: {error}"
     return None

@@ -7,13 +7,14 @@ from typing import Any, Final
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
-from poise.envs.pictures import WIDTH
+from poise.envs.pictures import INK, WIDTH
 from poise.evaluation.report import Section, Table, write_report
 
 FILM: Final = "film.mp4"
 STRIP: Final = "strip.png"
 """Files of a task in the folder of its name."""
 
+_TITLE = 0.32  # inches above a strip
 _SAME = 0.9  # of the entropy of the other: fewer ways than that are said
 
 Row = Mapping[str, Any]
@@ -99,6 +100,24 @@ def _section(row: Row, folder: Path) -> Section:
     return Section(row["name"], text, [_strip(folder / STRIP)], _measured(row), folder / FILM)
 
 
+def strips_figure(strips: Mapping[str, Path]) -> Figure:
+    """The film strips of several tasks, one below the other.
+
+    Args:
+        strips: Name of the task -> its strip.
+    """
+    pictures = {name: imread(file) for name, file in strips.items()}
+    heights = [_TITLE + WIDTH * picture.shape[0] / picture.shape[1] for picture in pictures.values()]
+    figure, top, whole = Figure(figsize=(WIDTH, sum(heights)), facecolor="white"), 1.0, sum(heights)
+    for (name, picture), height in zip(pictures.items(), heights, strict=True):
+        axes = figure.add_axes((0, top - height / whole, 1, (height - _TITLE) / whole))
+        axes.imshow(picture)
+        axes.set_axis_off()
+        axes.set_title(name, loc="left", color=INK, fontsize=11, fontweight="bold", pad=4)
+        top -= height / whole
+    return figure
+
+
 def _strip(file: Path) -> Figure:
     picture = imread(file)
     figure = Figure(figsize=(WIDTH, WIDTH * picture.shape[0] / picture.shape[1]))
@@ -158,4 +177,4 @@ Modes is the entropy of the ways in which episodes succeeded, divided by the dem
 were."""
 
 
-__all__ = ["FILM", "STRIP", "Row", "notes", "overview", "verdict", "write_applications"]
+__all__ = ["FILM", "STRIP", "Row", "notes", "overview", "strips_figure", "verdict", "write_applications"]

@@ -20,7 +20,7 @@ import pytest
 from poise.cli import main
 from poise.cli.engines import Engine, Local, Outcome, Pinned, Ray, Workers
 from poise.cli.evaluate import Chunk
-from poise.cli.running import Hardware, Sampling
+from poise.cli.running import Hardware, Machine, Sampling
 from poise.cli.sweep import sweep
 from poise.policies.saving import FILE
 
@@ -192,8 +192,8 @@ def test_episodes_are_the_same_bit_by_bit(name, request, recipe, checkpoint):
     engine = Local(2) if name == "local" else Ray(2, request.getfixturevalue("connected"))
     seeds = range(200, 208)
     weights, program = Pinned.of(checkpoint / FILE), Pinned.of(recipe)
-    hardware = Hardware(threads=1)
-    chunks = [Chunk(weights, Sampling(), hardware, program, None, seeds[first : first + 3]) for first in (0, 3, 6)]
+    running = Machine(Hardware(threads=1))
+    chunks = [Chunk(weights, Sampling(), running, program, None, seeds[first : first + 3]) for first in (0, 3, 6)]
     outcomes = sorted(engine.map(Chunk.run, chunks), key=lambda outcome: outcome.number)
     assert [outcome.error for outcome in outcomes] == [None] * 3
     for chunk, outcome in zip(chunks, outcomes, strict=True):

@@ -102,7 +102,8 @@ def test_a_training_is_compiled_when_it_is_asked_for(windows, monkeypatch):
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_a_compiled_training_ends_with_the_weights_of_one_that_is_not(windows, monkeypatch, capsys, bfloat16):
     """A U-Net, compiled for real; its convolutions have gradients of their own, which a compiler must get right."""
-    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True})
+    real = torch.cpu.get_capabilities()  # which the compiler asks too, once a process
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {**real, "avx512_bf16": True})
     monkeypatch.setattr("poise.nn.convolution._WIDE", 1)  # the way of large ones, so that small ones take it too
     found, few = [], TrainingSpec(steps=4, batch=32, warmup=1, learning_rate=1e-3, bfloat16=bfloat16)
     spec = dataclasses.replace(SPEC, horizon=4, network=UNet1D(channels=(16,), groups=4, embedding=16))

@@ -53,4 +53,18 @@ def closest(
     return np.concatenate(found, axis=-1)
 
 
-__all__ = ["FORESEEN", "NEAR", "SOON", "closest"]
+def approached(
+    observation: Mapping[str, NDArray[Any]], known: NDArray[Any], found: NDArray[Any]
+) -> dict[str, NDArray[Any]]:
+    """The observation with the goal from where the robot is, and discs as rows of what is known of them and `closest`.
+
+    Args:
+        observation: As there.
+        known: `(N, K, n)`.
+        found: `(N, K, 14)`, of `closest`.
+    """
+    ahead = observation["goal"] - observation["position"]
+    return {**observation, "goal": ahead, "obstacles": np.concatenate([known, found], axis=-1)}
+
+
+__all__ = ["FORESEEN", "NEAR", "SOON", "approached", "closest"]

@@ -45,11 +45,16 @@ class Studies:
         """
         if not self.studies:
             return {"demonstrations": [], "disturbances": []}, {}
-        few = [Fewer(self._shorter(case), count) for case in cases for count in sorted(self.shown)]
-        few = [run for run in few if run.count <= run.most]
+        few = [Fewer(self._shorter(case), count) for case in cases for count in self._counts(case)]
         disturbed = [Shaken(case) for case in cases]
         failures = run_missing(engine, learn, few) | run_missing(engine, disturb, disturbed)
         return {"demonstrations": _rows(few), "disturbances": _rows(disturbed)}, failures
+
+    def _counts(self, case: Case) -> list[int]:
+        """Those of which there are as many to train on."""
+        recipe = find(case.name).recipe()
+        shown = recipe.read(case.data.path)
+        return [count for count in sorted(self.shown) if count <= len(shown) - len(shown.held_out(recipe.validation))]
 
     def _shorter(self, case: Case) -> Case:
         return replace(case, effort=replace(case.effort, minutes=self.study_minutes))
@@ -81,13 +86,6 @@ class Fewer:
     def identity(self) -> dict[str, Any]:
         """What results depend on."""
         return {**self.case.identity, "shown": self.count}
-
-    @property
-    def most(self) -> int:
-        """Demonstrations that there are to train on."""
-        recipe = find(self.case.name).recipe()
-        shown = recipe.read(self.case.data.path)
-        return len(shown) - len(shown.held_out(recipe.validation))
 
 
 @dataclass(frozen=True)
@@ -131,14 +129,15 @@ def learn(run: Fewer) -> None:
 
 def disturb(run: Shaken) -> None:
     """Try the policies of the task under every disturbance, in this process."""
-    case = run.case
+    case, finished = run.case, figures(run.case)
+    assert finished is not None
     with logged(run.folder):
         torch.set_num_threads(case.effort.threads)
         application = find(case.name)
         policies = {name: load(case.folder / name) for name in POLICIES}
         shown = _numbers(application, application.recipe().read(case.data.checked()))
         shaken = application.shaken or range(application.action)
-        before = {name: _won(policy, application, case) for name, policy in policies.items()}
+        before = finished["won"]
         rows = [{"task": case.name, "kind": "none", "strength": 0.0, **row} for row in _compared(before, before)]
         for kind, strengths in STRENGTHS.items():
             for strength in strengths:

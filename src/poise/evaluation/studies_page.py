@@ -22,6 +22,8 @@ _ABSCISSAE = {
     "push": "push, deviations",
 }
 
+_COMPARED = "success", "95 %", "regression", "95 %", "difference", "95 %"
+
 Row = Mapping[str, Any]
 """A policy of a task under one condition; see `sections`."""
 
@@ -45,7 +47,7 @@ def sections(demonstrations: Sequence[Row], disturbances: Sequence[Row]) -> Iter
 
 def efficiency_table(rows: Sequence[Row]) -> Table:
     """A row a task and number of demonstrations."""
-    columns = ("task", "demonstrations", "success", "95 %", "regression", "95 %", "difference", "95 %")
+    columns = ("task", "demonstrations", *_COMPARED)
     return Table(
         columns, [(row["task"], str(row["demonstrations"]), *_cells(row, other)) for row, other in _pairs(rows)]
     )
@@ -53,12 +55,11 @@ def efficiency_table(rows: Sequence[Row]) -> Table:
 
 def disturbance_table(rows: Sequence[Row]) -> Table:
     """A row a task and disturbance."""
-    columns = ("task", "disturbance", "success", "95 %", "regression", "95 %", "difference", "95 %")
     lines = []
     for row, other in _pairs(rows):
         left = [_share(one["recovery"])[0] for one in (row, other)]
         lines.append((row["task"], _condition(row), *_cells(row, other), *left))
-    return Table((*columns, "recovery", "of regression"), lines)
+    return Table(("task", "disturbance", *_COMPARED, "recovery", "of regression"), lines)
 
 
 def efficiency_figure(rows: Sequence[Row]) -> Figure:

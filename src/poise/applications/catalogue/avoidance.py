@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.applications.application import Application
-from poise.applications.discs import closest
+from poise.applications.discs import approached, closest
 from poise.data import Standard
 from poise.envs.avoid import ARENA
 from poise.envs.experts.avoid import SPEED, AvoidExpert, PotentialField
@@ -20,8 +20,7 @@ def approaching(observation: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]
     discs = observation["obstacles"]
     offset, motion, radius = np.split(discs, [2, 4], axis=-1)
     found = closest(observation, offset, motion, radius, (SPEED, ARENA.robot_radius))
-    ahead = observation["goal"] - observation["position"]
-    return {**observation, "goal": ahead, "obstacles": np.concatenate([discs, found], axis=-1)}
+    return approached(observation, discs, found)
 
 
 avoid = Application(

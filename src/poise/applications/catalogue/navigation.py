@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from poise.applications.application import Application
-from poise.applications.discs import closest
+from poise.applications.discs import approached, closest
 from poise.data import Standard
 from poise.envs.experts.maze import MazeExpert
 from poise.envs.experts.navigate import SPEED, RouteExpert
@@ -26,8 +26,7 @@ def around(observation: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
     centre, radius = np.split(observation["obstacles"], [2], axis=-1)
     offset = centre - observation["position"][:, None]
     found = closest(observation, offset, np.zeros_like(offset), radius, (SPEED, Map.robot_radius))
-    ahead = observation["goal"] - observation["position"]
-    return {**observation, "goal": ahead, "obstacles": np.concatenate([offset, radius, found], axis=-1)}
+    return approached(observation, np.concatenate([offset, radius], axis=-1), found)
 
 
 def again(row: Mapping[str, NDArray[Any]]) -> dict[str, Any]:
